@@ -1,0 +1,75 @@
+from collections.abc import Callable
+from typing import Any, ClassVar, NamedTuple
+from uuid import UUID
+
+from drivebay.reactor.mailbox import Answer
+from drivebay.reactor.reactor import Reactor
+
+class OpStats(NamedTuple):
+    ops: int
+    bytes: int
+    errors: int
+    latency_ticks: int
+    max_latency_ticks: int
+    min_latency_ticks: int
+
+class Channel:
+    """One reactor's way into one bdev. From Bdev.get_channel()."""
+
+    bdev: Bdev
+    reactor: Reactor
+
+    def activate(self) -> Answer:
+        """Bring it to life on its reactor; before the first I/O. Cannot fail."""
+
+    def gate(self) -> Answer:
+        """Hold back new I/O; answered when none is in flight (the quiesce primitive)."""
+
+    def ungate(self) -> Answer:
+        """Let held I/O go on."""
+
+    def remove(self) -> Answer:
+        """Hot remove: held and new I/O fail; answered when none is in flight."""
+
+    def close(self) -> Answer:
+        """Take it off its reactor; answered when that has let go of it."""
+
+    def stats(self) -> dict[str, OpStats]:
+        """By operation: read, write, flush, unmap, write_zeroes."""
+
+class Bdev:
+    """What every block device has; modules subclass it. Context: control."""
+
+    name: str
+    uuid: UUID
+    aliases: list[str]
+    product_name: ClassVar[str]
+    module: ClassVar[str]
+    block_size: int
+    num_blocks: int
+    readonly: bool
+    write_cache: bool
+    buffer_alignment: int
+    io_types: frozenset[str]  # read write flush unmap write_zeroes reset
+
+    def driver_specific(self) -> dict[str, Any]:
+        """The module's own object in bdev_get_bdevs."""
+
+    def save(self) -> tuple[str, dict[str, Any]] | None:
+        """The RPC call that rebuilds it, or None."""
+
+    def resize(self, num_blocks: int) -> None:
+        """Set a new size; the caller checks, and tells who listens."""
+
+    def open_channel(self, reactor: Reactor) -> Channel:
+        """Allocate a channel. Blocking: a worker thread. Raises HostError."""
+
+    def close(self) -> None:
+        """Give everything back. Blocking. After all channels are closed."""
+
+    def iostat(self) -> dict[str, OpStats]:
+        """Sums over all channels, closed ones included."""
+
+    def reset_iostat(self) -> None: ...
+
+Listener = Callable[[Bdev, str], Any]

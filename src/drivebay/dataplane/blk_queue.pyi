@@ -1,0 +1,76 @@
+from collections.abc import Callable
+from typing import NamedTuple
+
+from drivebay.bdev.base import Channel
+from drivebay.memory.guest_memory import MemoryTable
+from drivebay.reactor.mailbox import Answer
+
+class QueueCounters(NamedTuple):
+    requests: int
+    notifications: int
+    kicks: int
+    bad_requests: int
+    inflight: int
+
+class BlkQueue:
+    """One virtqueue of a virtio-blk device, served by one reactor.
+
+    Context: control. The queue borrows the descriptors it is given: keep them
+    open until stop() was answered. Every ``-> Answer`` below is done when the
+    reactor has acted; before start() and after stop() it is done at once.
+    """
+
+    index: int
+
+    def __init__(
+        self,
+        channel: Channel,
+        table: MemoryTable,
+        *,
+        index: int,
+        size: int,
+        desc: int,
+        avail: int,
+        used: int,
+        next_avail: int,
+        features: int,
+        readonly: bool,
+        write_through: bool,
+        serial: bytes,
+        on_broken: Callable[[BlkQueue], None],
+    ) -> None:
+        """Bind the rings; ``desc``, ``avail``, ``used`` are front-end user addresses.
+
+        Raises: PeerError for a size or address that the specification forbids
+        (virtio 1.3 §2.7), naming the value.
+        """
+
+    def start(self, kick: int, call: int, err: int) -> Answer:
+        """Serve it on the channel's reactor; -1 for a descriptor that is not there.
+
+        The ring is looked at once without a kick. ``kick`` -1 polls for ever.
+        """
+
+    def stop(self) -> Answer:
+        """Take nothing more and drain; answers with the next avail index (u16, free-running).
+
+        Never reset by stopping (VHOST_USER_GET_VRING_BASE).
+        """
+
+    def set_enabled(self, enabled: bool) -> Answer:
+        """A disabled queue takes nothing new (VHOST_USER_SET_VRING_ENABLE)."""
+
+    def set_table(self, table: MemoryTable) -> Answer:
+        """Switch memory; done when no request of an older table is in flight."""
+
+    def set_notifiers(self, kick: int, call: int, err: int) -> Answer:
+        """Replace descriptors; done when the old ones are used no more."""
+
+    def set_write_through(self, write_through: bool) -> Answer:
+        """virtio-blk writeback = 0: writes are stable before they complete."""
+
+    @property
+    def broken(self) -> str | None:
+        """Why the ring was given up, or None."""
+
+    def counters(self) -> QueueCounters: ...
