@@ -1,0 +1,67 @@
+/* What C gives and Cython does not: ordered loads and stores on shared memory,
+ * hints to the processor, its time stamp counter, and CHECK.
+ *
+ * Everything here is x86-64 or aarch64; only x86-64 is tested. Shared memory
+ * means memory that a guest may change at any time: it is read once into a
+ * local, through these functions, and checked there.
+ */
+#ifndef DRIVEBAY_PLATFORM_H
+#define DRIVEBAY_PLATFORM_H
+
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+static inline uint16_t load_acquire_u16(const void *p) { return __atomic_load_n((const uint16_t *)p, __ATOMIC_ACQUIRE); }
+static inline uint32_t load_acquire_u32(const void *p) { return __atomic_load_n((const uint32_t *)p, __ATOMIC_ACQUIRE); }
+static inline uint64_t load_acquire_u64(const void *p) { return __atomic_load_n((const uint64_t *)p, __ATOMIC_ACQUIRE); }
+static inline void *load_acquire_ptr(const void *p) { return __atomic_load_n((void *const *)p, __ATOMIC_ACQUIRE); }
+
+static inline uint16_t load_relaxed_u16(const void *p) { return __atomic_load_n((const uint16_t *)p, __ATOMIC_RELAXED); }
+static inline uint32_t load_relaxed_u32(const void *p) { return __atomic_load_n((const uint32_t *)p, __ATOMIC_RELAXED); }
+static inline uint64_t load_relaxed_u64(const void *p) { return __atomic_load_n((const uint64_t *)p, __ATOMIC_RELAXED); }
+
+static inline void store_release_u16(void *p, uint16_t v) { __atomic_store_n((uint16_t *)p, v, __ATOMIC_RELEASE); }
+static inline void store_release_u32(void *p, uint32_t v) { __atomic_store_n((uint32_t *)p, v, __ATOMIC_RELEASE); }
+static inline void store_release_u64(void *p, uint64_t v) { __atomic_store_n((uint64_t *)p, v, __ATOMIC_RELEASE); }
+static inline void store_release_ptr(void *p, void *v) { __atomic_store_n((void **)p, v, __ATOMIC_RELEASE); }
+static inline void store_relaxed_u16(void *p, uint16_t v) { __atomic_store_n((uint16_t *)p, v, __ATOMIC_RELAXED); }
+static inline void store_relaxed_u64(void *p, uint64_t v) { __atomic_store_n((uint64_t *)p, v, __ATOMIC_RELAXED); }
+
+static inline void *exchange_ptr(void *p, void *v) { return __atomic_exchange_n((void **)p, v, __ATOMIC_ACQ_REL); }
+static inline uint32_t exchange_u32(void *p, uint32_t v) { return __atomic_exchange_n((uint32_t *)p, v, __ATOMIC_ACQ_REL); }
+static inline uint32_t fetch_or_u32(void *p, uint32_t v) { return __atomic_fetch_or((uint32_t *)p, v, __ATOMIC_ACQ_REL); }
+static inline int compare_exchange_ptr(void *p, void *expected, void *desired) {
+    return __atomic_compare_exchange_n((void **)p, &expected, desired, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+}
+
+/* Orders everything before against everything after, loads behind stores too. */
+static inline void fence_seq_cst(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+
+static inline void prefetch_read(const void *p) { __builtin_prefetch(p, 0, 3); }
+static inline void prefetch_write(const void *p) { __builtin_prefetch(p, 1, 3); }
+
+#if defined(__x86_64__)
+static inline void cpu_pause(void) { __builtin_ia32_pause(); }
+static inline uint64_t tsc_read(void) { return __builtin_ia32_rdtsc(); }
+#elif defined(__aarch64__)
+static inline void cpu_pause(void) { __asm__ volatile("yield" ::: "memory"); }
+static inline uint64_t tsc_read(void) {
+    uint64_t v;
+    __asm__ volatile("mrs %0, cntvct_el0" : "=r"(v));
+    return v;
+}
+#else
+#error "Drivebay runs on x86-64 and aarch64"
+#endif
+
+/* Our own invariants only: a guest's mistake is never a reason to abort. */
+#define CHECK(condition)                                                                     \
+    do {                                                                                     \
+        if (__builtin_expect(!(condition), 0)) {                                             \
+            fprintf(stderr, "drivebay: broken invariant: %s (%s:%d)\n", #condition, __FILE__, __LINE__); \
+            abort();                                                                         \
+        }                                                                                    \
+    } while (0)
+
+#endif
