@@ -1,0 +1,1 @@
+"""Fast disks for virtual machines: a vhost-user storage target."""

@@ -1,0 +1,1 @@
+"""THE PATH: block devices, the one entry to them, and their registry."""

@@ -1,0 +1,1 @@
+"""SET-UP: the command line, one file per command group."""

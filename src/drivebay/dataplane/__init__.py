@@ -1,0 +1,1 @@
+"""THE PATH: virtqueues, requests and the queues that serve them."""

@@ -1,0 +1,1 @@
+"""THE PATH: how bytes reach the device."""

@@ -1,0 +1,1 @@
+"""VOCABULARY: whose bytes these are; barriers, mapped guest memory."""

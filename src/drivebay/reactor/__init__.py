@@ -1,0 +1,1 @@
+"""THE LOOP: one thread per core, its mailbox, timers and clock."""

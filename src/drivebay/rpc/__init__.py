@@ -1,0 +1,1 @@
+"""SET-UP: JSON-RPC, its methods, saved configuration, server and client."""

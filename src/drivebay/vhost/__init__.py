@@ -1,0 +1,1 @@
+"""SET-UP: the vhost-user protocol, its sessions and controllers."""

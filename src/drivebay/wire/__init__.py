@@ -1,0 +1,1 @@
+"""VOCABULARY: layouts and numbers of the protocols, no behaviour."""
