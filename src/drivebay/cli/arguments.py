@@ -55,7 +55,7 @@ def parse_size(text: str) -> int:
             f"'{text}' is not a size: write a number with k, M, G, T or P, such as 10G"
         )
     whole, fraction, unit = match[1], match[2] or "", match[3].lower()
-    scale = 10 ** len(fraction)
+    scale = int("1" + "0" * len(fraction))
     size, rest = divmod(int(whole + fraction) << _UNITS[unit], scale)
     if rest:
         raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of bytes")

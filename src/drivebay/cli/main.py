@@ -88,7 +88,7 @@ def _help_text() -> str:
             "",
             *lines,
             "",
-            "'drivebay COMMAND --help' shows a command's options; 'drivebay --version' the version.",
+            "'drivebay COMMAND --help' shows its options; 'drivebay --version' the version.",
             "Exit codes: 0 done, 1 refused, 2 usage, 3 target unreachable.",
         ]
     )
