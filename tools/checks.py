@@ -1,0 +1,97 @@
+#!/usr/bin/env python3
+"""Run the checks and tests, part by part; each part prints its time.
+
+    tools/checks.py check           the fast ones
+    tools/checks.py test            all of them, what CI runs
+    tools/checks.py lint unit       only these parts
+
+Every part runs even when one before it failed, so that one run shows all. A part
+that takes far too long is stopped: a hung test must end as a failure.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON = [sys.executable, "-m"]
+PYTHON_FILES = [name for name in ("src", "tests", "tools", "benchmarks") if (ROOT / name).is_dir()]
+
+
+@dataclass(frozen=True)
+class Part:
+    name: str
+    command: list[str]
+    limit_s: int = 300
+
+
+def pytest_part(folder: str, limit_s: int = 300) -> Part:
+    return Part(folder, [*PYTHON, "pytest", "-q", f"tests/{folder}"], limit_s)
+
+
+CHECK = [
+    Part("format", [*PYTHON, "ruff", "format", "--quiet", "--check", "."]),
+    Part("lint", [*PYTHON, "ruff", "check", "--quiet", "."]),
+    Part(
+        "cython-lint",
+        [str(Path(sys.executable).with_name("cython-lint")), "--ban-relative-imports", "src"],
+    ),
+    Part("types", [*PYTHON, "mypy", *PYTHON_FILES]),
+    pytest_part("style"),
+    pytest_part("unit"),
+]
+TEST = [
+    *CHECK,
+    pytest_part("spec"),
+    pytest_part("property"),
+    pytest_part("hostile", 600),
+    pytest_part("e2e", 1200),
+]
+
+
+def run_part(part: Part) -> tuple[bool, float]:
+    print(f"\n== {part.name}: {' '.join(part.command[1:])}", flush=True)
+    started = time.monotonic()
+    # A group of its own, so that a stopped part leaves no children.
+    process = subprocess.Popen(part.command, cwd=ROOT, start_new_session=True)
+    try:
+        passed = process.wait(part.limit_s) == 0
+    except subprocess.TimeoutExpired:
+        print(f"{part.name}: stopped after {part.limit_s} s", flush=True)
+        passed = False
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return passed, time.monotonic() - started
+
+
+def chosen(words: list[str]) -> list[Part]:
+    if words == ["check"]:
+        return CHECK
+    if words == ["test"]:
+        return TEST
+    by_name = {part.name: part for part in TEST}
+    unknown = [word for word in words if word not in by_name]
+    if unknown or not words:
+        sys.exit(f"checks: no part {unknown}; there are: check test {' '.join(by_name)}")
+    return [by_name[word] for word in words]
+
+
+def main() -> int:
+    results = [(part.name, *run_part(part)) for part in chosen(sys.argv[1:])]
+    print()
+    for name, passed, seconds in results:
+        print(f"{name:12} {'passed' if passed else 'FAILED':8} {seconds:6.1f} s")
+    print(f"{'together':12} {'':8} {sum(seconds for *_, seconds in results):6.1f} s")
+    return 0 if all(passed for _, passed, _ in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
