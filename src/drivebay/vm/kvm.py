@@ -1,0 +1,104 @@
+"""Which accelerator a guest gets: KVM when a short trial shows that it works, else TCG.
+
+Context: any process but never the target; takes at most PROBE_SECONDS the first time
+after a boot of the host, and reads one small file after that.
+
+    no /dev/kvm, or no right to open it ─────────────► tcg
+    processor without vmx/svm, or kvm_pvm loaded ────► tcg   (known to hang guests)
+    the trial of ``kvm_probe`` fails, or hangs ──────► tcg
+    otherwise ───────────────────────────────────────► kvm
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from drivebay.vm.places import cache_dir
+
+__all__ = ["Accelerator", "choose_accelerator", "static_objection"]
+
+PROBE_SECONDS = 2.0
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """``name`` is what QEMU's ``-accel`` takes, ``reason`` is for people."""
+
+    name: str
+    reason: str
+
+
+def choose_accelerator() -> Accelerator:
+    """Return the accelerator for guests of this user on this host, with the reason."""
+    objection = static_objection()
+    if objection is not None:
+        return Accelerator("tcg", objection)
+    key = f"{BOOT_ID.read_text().strip()} uid {os.getuid()}"
+    memory = cache_dir() / "accelerator.json"
+    known = _remembered(memory, key)
+    if known is not None:
+        return known
+    found = _probe()
+    text = json.dumps({"key": key, **asdict(found)})
+    fresh = memory.with_suffix(f".{os.getpid()}.new")
+    fresh.write_text(text)
+    fresh.replace(memory)
+    return found
+
+
+def static_objection(
+    device: str = "/dev/kvm", cpuinfo: str = "/proc/cpuinfo", modules: str = "/sys/module"
+) -> str | None:
+    """Say why KVM cannot serve, from what the host shows without running anything."""
+    if platform.machine() != "x86_64":
+        return f"the guest is for x86_64, this host is {platform.machine()}"
+    if not Path(device).exists():
+        return f"no {device}"
+    if not os.access(device, os.R_OK | os.W_OK):
+        return f"no permission to open {device} (is this user in the group 'kvm'?)"
+    if Path(modules, "kvm_pvm").exists():
+        return f"{device} belongs to kvm_pvm, under which guests hang"
+    flags: set[str] = set()
+    for line in Path(cpuinfo).read_text(errors="replace").splitlines():
+        if line.startswith("flags"):
+            flags.update(line.split())
+            break
+    if not flags & {"vmx", "svm"}:
+        return "the processor shows neither vmx nor svm"
+    return None
+
+
+def _remembered(memory: Path, key: str) -> Accelerator | None:
+    try:
+        saved = json.loads(memory.read_text())
+        if saved["key"] == key:
+            return Accelerator(str(saved["name"]), str(saved["reason"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return None
+
+
+def _probe() -> Accelerator:
+    command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("kvm_probe.py"))]
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PROBE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return Accelerator("tcg", f"/dev/kvm hung a trial guest for {PROBE_SECONDS:g} s")
+    if done.returncode != 0:
+        return Accelerator("tcg", done.stderr.strip() or "the trial guest failed under /dev/kvm")
+    return Accelerator("kvm", "a trial guest ran at full speed")

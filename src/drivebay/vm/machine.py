@@ -1,0 +1,178 @@
+"""One running guest: QEMU as a child process, the guest's commands, and its end.
+
+Context: any thread, one at a time. Used as a context manager: however the block is left,
+QEMU has ended and its folder is gone afterwards; the logs stay.
+"""
+
+from __future__ import annotations
+
+import errno
+import shutil
+import time
+from pathlib import Path
+from types import TracebackType
+
+from drivebay.errors import DrivebayError, HostError, UsageError
+from drivebay.vm.guest_agent import GuestAgent, GuestOutput
+from drivebay.vm.guest_image import GuestImage
+from drivebay.vm.kvm import Accelerator
+from drivebay.vm.processes import Child, start, unprivileged
+from drivebay.vm.qemu import MachineFiles, MachineSpec, Qemu, command_line
+
+__all__ = ["BOOT_SECONDS", "Machine"]
+
+BOOT_SECONDS = 120.0
+COMMAND_SECONDS = 60.0
+START_SECONDS = 30.0
+POWER_OFF_SECONDS = 30.0
+
+
+class Machine:
+    """A guest from its start to its end; ``folder`` is made for it and removed with it.
+
+    Started by root, QEMU runs as an unprivileged user, which then needs to reach
+    ``folder`` and owns the sockets of the disks.
+    """
+
+    def __init__(
+        self,
+        qemu: Qemu,
+        accelerator: Accelerator,
+        image: GuestImage,
+        spec: MachineSpec,
+        folder: Path,
+        logs: Path,
+        scripts: dict[str, bytes] | None = None,
+    ) -> None:
+        self.console_log = logs / f"{folder.name}-console.log"
+        self.qemu_log = logs / f"{folder.name}-qemu.log"
+        self.console_socket = folder / "console.sock"
+        self._qemu, self._accelerator, self._spec = qemu, accelerator, spec
+        self._image, self._scripts, self._folder = image, scripts, folder
+        self._child: Child | None = None
+        self._agent: GuestAgent | None = None
+
+    def __enter__(self) -> Machine:
+        self._folder.mkdir(mode=0o700)
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End QEMU at once and remove the folder; harmless twice."""
+        if self._agent is not None:
+            self._agent.close()
+        if self._child is not None:
+            self._child.stop()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def wait_ready(self, timeout_s: float = BOOT_SECONDS) -> float:
+        """Wait for the guest's init, after the start or a reboot; return its uptime."""
+        try:
+            return self._agent_now().wait_ready(timeout_s)
+        except DrivebayError as error:
+            raise self._explained(error) from error
+
+    def run(self, script: str, timeout_s: float = COMMAND_SECONDS) -> GuestOutput:
+        """Run a shell script in the guest."""
+        try:
+            return self._agent_now().run(script, timeout_s)
+        except DrivebayError as error:
+            raise self._explained(error) from error
+
+    def reboot(self, timeout_s: float = BOOT_SECONDS) -> float:
+        """Restart the guest; the same QEMU process resets the machine. Returns its uptime."""
+        self._agent_now().send("busybox reboot -f")
+        return self.wait_ready(timeout_s)
+
+    def power_off(self, timeout_s: float = POWER_OFF_SECONDS) -> None:
+        """Let the guest switch itself off, and wait for QEMU's end."""
+        self._agent_now().send("busybox poweroff -f")
+        self.wait_end(timeout_s)
+
+    def wait_end(self, timeout_s: float) -> None:
+        """Wait until the guest has switched itself off; its exit code must be 0."""
+        assert self._child is not None, "the machine was never started"
+        deadline = time.monotonic() + timeout_s
+        while not self._child.ended():
+            if time.monotonic() > deadline:
+                late = HostError(
+                    f"the guest did not switch off within {timeout_s:g} s", errno.ETIMEDOUT
+                )
+                raise self._explained(late)
+            time.sleep(0.05)
+        if self._child.process.returncode != 0:
+            raise self._explained(
+                HostError(f"QEMU ended with code {self._child.process.returncode}", errno.EIO)
+            )
+
+    def ended(self) -> bool:
+        return self._child is None or self._child.ended()
+
+    def _start(self) -> None:
+        files = MachineFiles(
+            kernel=self._folder / "kernel",
+            initrd=self._folder / "initrd",
+            console_socket=self.console_socket,
+            command_socket=self._folder / "commands.sock",
+        )
+        shutil.copyfile(self._image.kernel, files.kernel)
+        files.initrd.write_bytes(self._image.initrd(self._scripts))
+        device = Path("/dev/kvm") if self._accelerator.name == "kvm" else None
+        identity = unprivileged(device)
+        if identity is not None:
+            identity.take(self._folder)
+            for path in (files.kernel, files.initrd, *(disk.socket for disk in self._spec.disks)):
+                identity.take(path)
+        with self.console_log.open("ab") as console:
+            line = command_line(
+                self._qemu, self._accelerator, self._spec, files, console.fileno()
+            )
+            self._child = start(
+                "qemu", line, self.qemu_log, pass_fds=(console.fileno(),), identity=identity
+            )
+        self._agent = self._connect(files.command_socket)
+
+    def _connect(self, path: Path) -> GuestAgent:
+        """QEMU makes the socket some time after its start, or ends with a message instead."""
+        assert self._child is not None
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return GuestAgent(path)
+            except OSError as error:
+                if self._child.ended() or time.monotonic() > deadline:
+                    late = HostError("QEMU did not start", error.errno or errno.EIO)
+                    raise self._explained(late) from error
+                time.sleep(0.02)
+
+    def _agent_now(self) -> GuestAgent:
+        if self._agent is None:
+            raise UsageError("the machine is not started: use it in a 'with' block")
+        return self._agent
+
+    def _explained(self, error: DrivebayError) -> DrivebayError:
+        """Add what QEMU said last, or where the guest's own messages are."""
+        words = self._child.last_words() if self._child is not None else "nothing"
+        if words == "nothing":
+            return HostErrorWithLog(error, f"see the guest's console in {self.console_log}")
+        return HostErrorWithLog(error, f"QEMU said: {words}   (log: {self.qemu_log})")
+
+
+class HostErrorWithLog(DrivebayError):
+    """A machine's failure, with the place to look as its hint."""
+
+    def __init__(self, cause: DrivebayError, hint: str) -> None:
+        super().__init__(str(cause), hint=hint)
+        self.errno = cause.errno

@@ -1,0 +1,30 @@
+"""Where the VM tools keep things: the user's cache (made anew when absent) and state (logs).
+
+Context: any. The XDG variables are read at each call, so that a test may point them elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["cache_dir", "state_dir"]
+
+
+def cache_dir() -> Path:
+    """Return the folder for what can be downloaded or computed again, made if absent."""
+    return _made("XDG_CACHE_HOME", ".cache")
+
+
+def state_dir() -> Path:
+    """Return the folder for logs and other things to keep, made if absent."""
+    return _made("XDG_STATE_HOME", ".local/state")
+
+
+def _made(variable: str, below_home: str) -> Path:
+    """XDG base directories: an unset, empty or relative value means the default."""
+    value = Path(os.environ.get(variable, ""))
+    base = value if value.is_absolute() else Path.home() / below_home
+    folder = base / "drivebay"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return folder

@@ -1,0 +1,98 @@
+"""Starting and ending the programs that a machine needs, with nothing left behind.
+
+Context: any. A child gets a session of its own, so that Ctrl-C reaches us alone and we
+end the parts in order; and the kernel ends it when the thread that started it dies.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["Child", "Identity", "start", "unprivileged"]
+
+STOP_SECONDS = 10.0
+LOG_TAIL_BYTES = 2000
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Whom a child runs as: the numbers, and extra groups it keeps."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...] = ()
+
+    def take(self, path: Path) -> None:
+        """Hand a file or socket to this user."""
+        os.chown(path, self.uid, self.gid)
+
+
+def unprivileged(device: Path | None = None) -> Identity | None:
+    """Return whom root's children become; None when we are not root and have nothing to drop.
+
+    The child keeps the group of ``device``, which it must open for itself.
+    """
+    if os.geteuid() != 0:
+        return None
+    nobody = pwd.getpwnam("nobody")
+    groups = () if device is None else (device.stat().st_gid,)
+    return Identity(nobody.pw_uid, nobody.pw_gid, groups)
+
+
+@dataclass(frozen=True)
+class Child:
+    """A running program and the file its words go to."""
+
+    name: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def last_words(self) -> str:
+        """Return the last line of its log, which says why it ended."""
+        lines = self.log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").split("\n")
+        spoken = [line.strip() for line in lines if line.strip()]
+        return spoken[-1] if spoken else "nothing"
+
+    def stop(self) -> int:
+        """End it, by force when it does not listen; return its exit code. Harmless twice."""
+        self.process.terminate()
+        try:
+            return self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+
+
+def start(
+    name: str,
+    command: Sequence[str],
+    log: Path,
+    *,
+    pass_fds: Sequence[int] = (),
+    identity: Identity | None = None,
+) -> Child:
+    """Start ``command``; with an identity it has that user, no capabilities and no way back."""
+    drop = []
+    if identity is not None:
+        groups = ",".join(str(group) for group in identity.groups)
+        drop = [f"--reuid={identity.uid}", f"--regid={identity.gid}"]
+        drop += [f"--groups={groups}"] if groups else ["--clear-groups"]
+        drop += ["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            ["setpriv", "--pdeathsig=TERM", *drop, "--", *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            pass_fds=pass_fds,
+            start_new_session=True,
+        )
+    return Child(name, process, log)
