@@ -184,7 +184,9 @@ def _run(command: Sequence[str], folder: Path) -> subprocess.CompletedProcess[st
             env={**os.environ, "LC_ALL": "C"},
         )
     except subprocess.TimeoutExpired as error:
-        raise HostError(f"{command[0]} did not end within {APT_SECONDS} s", errno.ETIMEDOUT) from error
+        raise HostError(
+            f"{command[0]} did not end within {APT_SECONDS} s", errno.ETIMEDOUT
+        ) from error
 
 
 def _last_line(text: str) -> str:

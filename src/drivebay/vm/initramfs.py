@@ -76,7 +76,8 @@ def modules_in_loading_order(tree: Path, wanted: Iterable[str]) -> list[Module]:
             return
         if name not in files:
             raise NotFound(
-                f"kernel module '{name}' (for {asked_by}) is not among the {len(files)} below {tree}"
+                f"kernel module '{name}', wanted by {asked_by}, "
+                f"is not among the {len(files)} below {tree}"
             )
         data = files[name].read_bytes()
         for needed in _dependencies(data):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import shutil
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -54,11 +55,10 @@ class Machine:
 
     def __enter__(self) -> Machine:
         self._folder.mkdir(mode=0o700)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.close)
             self._start()
-        except BaseException:
-            self.close()
-            raise
+            undo.pop_all()
         return self
 
     def __exit__(
@@ -82,14 +82,16 @@ class Machine:
         try:
             return self._agent_now().wait_ready(timeout_s)
         except DrivebayError as error:
-            raise self._explained(error) from error
+            error.hint = self._where_to_look()
+            raise
 
     def run(self, script: str, timeout_s: float = COMMAND_SECONDS) -> GuestOutput:
         """Run a shell script in the guest."""
         try:
             return self._agent_now().run(script, timeout_s)
         except DrivebayError as error:
-            raise self._explained(error) from error
+            error.hint = self._where_to_look()
+            raise
 
     def reboot(self, timeout_s: float = BOOT_SECONDS) -> float:
         """Restart the guest; the same QEMU process resets the machine. Returns its uptime."""
@@ -107,14 +109,17 @@ class Machine:
         deadline = time.monotonic() + timeout_s
         while not self._child.ended():
             if time.monotonic() > deadline:
-                late = HostError(
-                    f"the guest did not switch off within {timeout_s:g} s", errno.ETIMEDOUT
+                raise HostError(
+                    f"the guest did not switch off within {timeout_s:g} s",
+                    errno.ETIMEDOUT,
+                    hint=self._where_to_look(),
                 )
-                raise self._explained(late)
             time.sleep(0.05)
         if self._child.process.returncode != 0:
-            raise self._explained(
-                HostError(f"QEMU ended with code {self._child.process.returncode}", errno.EIO)
+            raise HostError(
+                f"QEMU ended with code {self._child.process.returncode}",
+                errno.EIO,
+                hint=self._where_to_look(),
             )
 
     def ended(self) -> bool:
@@ -136,9 +141,7 @@ class Machine:
             for path in (files.kernel, files.initrd, *(disk.socket for disk in self._spec.disks)):
                 identity.take(path)
         with self.console_log.open("ab") as console:
-            line = command_line(
-                self._qemu, self._accelerator, self._spec, files, console.fileno()
-            )
+            line = command_line(self._qemu, self._accelerator, self._spec, files, console.fileno())
             self._child = start(
                 "qemu", line, self.qemu_log, pass_fds=(console.fileno(),), identity=identity
             )
@@ -153,8 +156,9 @@ class Machine:
                 return GuestAgent(path)
             except OSError as error:
                 if self._child.ended() or time.monotonic() > deadline:
-                    late = HostError("QEMU did not start", error.errno or errno.EIO)
-                    raise self._explained(late) from error
+                    raise HostError(
+                        "QEMU did not start", error.errno or errno.EIO, hint=self._where_to_look()
+                    ) from error
                 time.sleep(0.02)
 
     def _agent_now(self) -> GuestAgent:
@@ -162,17 +166,9 @@ class Machine:
             raise UsageError("the machine is not started: use it in a 'with' block")
         return self._agent
 
-    def _explained(self, error: DrivebayError) -> DrivebayError:
-        """Add what QEMU said last, or where the guest's own messages are."""
+    def _where_to_look(self) -> str:
+        """What QEMU said last, or where the guest's own messages are."""
         words = self._child.last_words() if self._child is not None else "nothing"
         if words == "nothing":
-            return HostErrorWithLog(error, f"see the guest's console in {self.console_log}")
-        return HostErrorWithLog(error, f"QEMU said: {words}   (log: {self.qemu_log})")
-
-
-class HostErrorWithLog(DrivebayError):
-    """A machine's failure, with the place to look as its hint."""
-
-    def __init__(self, cause: DrivebayError, hint: str) -> None:
-        super().__init__(str(cause), hint=hint)
-        self.errno = cause.errno
+            return f"see the guest's console in {self.console_log}"
+        return f"QEMU said: {words}   (log: {self.qemu_log})"
