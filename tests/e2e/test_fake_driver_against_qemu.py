@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.fakes.driver import (
     F_EVENT_IDX,
     F_INDIRECT,
