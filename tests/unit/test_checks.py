@@ -1,0 +1,32 @@
+"""tools/checks.py: parts are chosen by name, a failed or hung part is a failure."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from tools import checks
+
+
+def test_check_is_the_beginning_of_test() -> None:
+    assert checks.chosen(["check"]) == checks.chosen(["test"])[: len(checks.CHECK)]
+    assert [part.name for part in checks.chosen(["unit", "lint"])] == ["unit", "lint"]
+
+
+@pytest.mark.parametrize("words", [[], ["no-such-part"], ["check", "no-such-part"]])
+def test_an_unknown_part_is_refused_with_the_names_there_are(words: list[str]) -> None:
+    with pytest.raises(SystemExit, match="there are: check test format"):
+        checks.chosen(words)
+
+
+def test_a_failed_part_fails() -> None:
+    assert checks.run_part(checks.Part("good", [sys.executable, "-c", ""]))[0]
+    assert not checks.run_part(checks.Part("bad", [sys.executable, "-c", "exit(1)"]))[0]
+
+
+def test_a_hung_part_is_stopped_and_fails() -> None:
+    hung = checks.Part("hung", [sys.executable, "-c", "import time; time.sleep(600)"], limit_s=1)
+    passed, seconds = checks.run_part(hung)
+    assert not passed
+    assert seconds >= 1
