@@ -58,8 +58,10 @@ TEST = [
 def run_part(part: Part) -> tuple[bool, float]:
     print(f"\n== {part.name}: {' '.join(part.command[1:])}", flush=True)
     started = time.monotonic()
+    # Tools call each other by name (cython-lint does), and must find those of our environment.
+    env = dict(os.environ, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     # A group of its own, so that a stopped part leaves no children.
-    process = subprocess.Popen(part.command, cwd=ROOT, start_new_session=True)
+    process = subprocess.Popen(part.command, cwd=ROOT, env=env, start_new_session=True)
     try:
         passed = process.wait(part.limit_s) == 0
     except subprocess.TimeoutExpired:
