@@ -38,7 +38,18 @@ from drivebay.wire.vhost_user import (
     Request,
 )
 
-__all__ = ["OFFERED_PROTOCOL_FEATURES", "TABLE", "Fds", "Row", "State", "lookup", "settle"]
+__all__ = [
+    "OFFERED_PROTOCOL_FEATURES",
+    "TABLE",
+    "Fds",
+    "Row",
+    "State",
+    "check_fds",
+    "has_own_reply",
+    "lookup",
+    "name_of",
+    "settle",
+]
 
 OFFERED_PROTOCOL_FEATURES: Final = (
     ProtocolFeature.MQ
@@ -49,6 +60,7 @@ OFFERED_PROTOCOL_FEATURES: Final = (
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
 )
+NO_FEATURE: Final = ProtocolFeature(0)
 # BACKEND_SEND_FD is not among them: no message that we send carries a descriptor.
 
 
@@ -70,9 +82,7 @@ class Fds(Enum):
 Moves = Mapping[State, frozenset[State]]
 
 _STAYS: Final[Moves] = MappingProxyType({state: frozenset({state}) for state in State})
-_RESETS: Final[Moves] = MappingProxyType(
-    {state: frozenset({State.NEGOTIATING}) for state in State}
-)
+_RESETS: Final[Moves] = MappingProxyType({state: frozenset({State.NEGOTIATING}) for state in State})
 _MAY_RESET: Final[Moves] = MappingProxyType(
     {state: frozenset({state, State.NEGOTIATING}) for state in State}
 )
@@ -113,7 +123,7 @@ class Row:
     payload_min: int = 0
     payload_max: int = 0
     fds: Fds = Fds.NONE
-    needs: ProtocolFeature = ProtocolFeature(0)
+    needs: ProtocolFeature = NO_FEATURE
     replies: bool = False  # answered always, with a payload of its own
     stopped_ring: bool = False  # only for a ring that is not started
 
@@ -123,7 +133,7 @@ def _row(
     size: int | tuple[int, int] = 0,
     *,
     fds: Fds = Fds.NONE,
-    needs: ProtocolFeature = ProtocolFeature(0),
+    needs: ProtocolFeature = NO_FEATURE,
     replies: bool = False,
     stopped_ring: bool = False,
 ) -> Row:
@@ -182,6 +192,33 @@ TABLE: Final[Mapping[Request, Row]] = MappingProxyType(
 )
 
 
+# Messages that are not served, but would be answered with a payload of their own.
+_UNSERVED_WITH_REPLY: Final = frozenset(
+    {
+        _R.CREATE_CRYPTO_SESSION,
+        _R.POSTCOPY_ADVISE,
+        _R.GET_INFLIGHT_FD,
+        _R.GET_SHARED_OBJECT,
+        _R.SET_DEVICE_STATE_FD,
+        _R.CHECK_DEVICE_STATE,
+        _R.GET_SHMEM_CONFIG,
+    }
+)
+
+
+def has_own_reply(request: int) -> bool:
+    """Whether need_reply means nothing here: the message has an answer anyhow."""
+    row = _row_of(request)
+    return row.replies if row is not None else request in _UNSERVED_WITH_REPLY
+
+
+def _row_of(request: int) -> Row | None:
+    try:
+        return TABLE.get(Request(request))
+    except ValueError:
+        return None
+
+
 def name_of(request: int) -> str:
     """A message as the error texts call it: its name and number, or the number alone."""
     try:
@@ -196,10 +233,9 @@ def lookup(state: State, header: Header, negotiated: ProtocolFeature) -> Row:
     Raises: PeerError, whose text says what was wrong about it.
     """
     name = name_of(header.request)
-    row = TABLE.get(header.request)  # type: ignore[call-overload]
+    row = _row_of(header.request)
     if row is None:
         raise PeerError(f"{name} is not served here")
-    assert isinstance(row, Row)
     if row.needs & ~negotiated:
         raise PeerError(f"{name} needs protocol feature {row.needs.name}, not negotiated")
     if state not in row.moves:

@@ -261,9 +261,7 @@ class VringAddr:
         return cls(_checked_index(index), *rest)
 
     def pack(self) -> bytes:
-        return _VRING_ADDR.pack(
-            self.index, self.flags, self.desc, self.used, self.avail, self.log
-        )
+        return _VRING_ADDR.pack(self.index, self.flags, self.desc, self.used, self.avail, self.log)
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +308,7 @@ class MemoryRegion:
 
 
 def parse_mem_table(payload: bytes) -> tuple[MemoryRegion, ...]:
-    """"Memory regions description": a count, padding, and so many regions."""
+    """ "Memory regions description": a count, padding, and so many regions."""
     if len(payload) < MEM_TABLE_HEADER_BYTES:
         raise PeerError(f"a memory table of {len(payload)} bytes has no room for its count")
     count, _padding = _REGION_COUNT.unpack_from(payload)
@@ -332,7 +330,7 @@ def pack_mem_table(regions: tuple[MemoryRegion, ...]) -> bytes:
 
 
 def parse_single_region(payload: bytes) -> MemoryRegion:
-    """"Single memory region description": padding and one region."""
+    """ "Single memory region description": padding and one region."""
     if len(payload) != 8 + MEM_REGION_BYTES:
         raise PeerError(
             f"a single memory region is {len(payload)} bytes long (must be {8 + MEM_REGION_BYTES})"

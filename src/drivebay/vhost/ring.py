@@ -1,0 +1,197 @@
+"""One ring of a session: what the front end said about it, and the queue that serves it.
+
+Context: control, only from the session that owns it. A ring has two switches:
+it is *started* from SET_VRING_KICK (once its size and addresses are there) to
+GET_VRING_BASE, and it is *enabled* or not. A started ring has a BlkQueue on a
+reactor, except while the memory that it lies in is away: then it is suspended,
+and goes on where it was when the memory is back.
+
+The descriptors belong to the ring. A queue borrows them, so one that was
+replaced is closed only after the reactor has let go of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from drivebay.bdev.base import Channel
+from drivebay.dataplane.blk_queue import BlkQueue
+from drivebay.errors import PeerError
+from drivebay.memory.guest_memory import MemoryTable
+from drivebay.reactor.mailbox import Answer
+from drivebay.vhost.descriptors import close_all
+from drivebay.wire.vhost_user import VringAddr
+
+__all__ = ["MAX_RING_SIZE", "DeviceTerms", "Ring"]
+
+MAX_RING_SIZE: Final = 1024  # the data plane's own limit; virtio allows 32,768
+
+_DESC_BYTES: Final = 16
+_USED_ELEM_BYTES: Final = 8
+# flags and idx before each ring, used_event or avail_event behind it (virtio 1.3 §2.7.6, §2.7.8)
+_RING_FRAME_BYTES: Final = 6
+
+HostPlace = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceTerms:
+    """What a queue must know of the device, as negotiated when its ring starts."""
+
+    features: int
+    readonly: bool
+    write_through: bool
+    serial: bytes
+
+
+class Ring:
+    """Ring ``index`` of one session."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+        self.size = 0
+        self.addr: VringAddr | None = None
+        self.base = 0
+        self.enabled = False
+        self.kicked = False
+        self.queue: BlkQueue | None = None
+        self._stopping: Answer | None = None
+        self._fds: dict[str, int] = {"kick": -1, "call": -1, "err": -1}
+        self._retired: list[int] = []
+
+    @property
+    def started(self) -> bool:
+        return self.kicked and self.addr is not None and self.size > 0
+
+    @property
+    def err(self) -> int:
+        return self._fds["err"]
+
+    # What the front end says ------------------------------------------------------------
+
+    def set_size(self, size: int) -> None:
+        """SET_VRING_NUM. Raises: PeerError."""
+        if not 1 <= size <= MAX_RING_SIZE or size & (size - 1):
+            raise PeerError(
+                f"queue {self.index} has size {size} (must be a power of two, at most "
+                f"{MAX_RING_SIZE})"
+            )
+        self.size = size
+
+    def set_base(self, base: int) -> None:
+        """SET_VRING_BASE: the next avail index, free-running in 16 bits. Raises: PeerError."""
+        if base > 0xFFFF:
+            raise PeerError(f"queue {self.index} has base {base:#x} (a split ring's is 16 bits)")
+        self.base = base
+
+    def set_addr(self, addr: VringAddr) -> None:
+        """SET_VRING_ADDR. A started ring may hear its own addresses again. Raises: PeerError."""
+        if self.started and self.addr is not None:
+            told = (addr.desc, addr.avail, addr.used)
+            if told != (self.addr.desc, self.addr.avail, self.addr.used):
+                raise PeerError(
+                    f"queue {self.index} got new addresses while started "
+                    "(GET_VRING_BASE must stop it first)"
+                )
+        self.addr = addr
+
+    def replace_fd(self, role: str, fd: int) -> None:
+        """Own ``fd`` as "kick", "call" or "err"; -1 for none. The former one is retired."""
+        self._retired.append(self._fds[role])
+        self._fds[role] = fd
+
+    def notifiers_changed(self) -> list[Answer]:
+        """Tell the queue, if there is one; close_retired() after the answer."""
+        return [self.queue.set_notifiers(**self._fds)] if self.queue is not None else []
+
+    def close_retired(self) -> None:
+        close_all(self._retired)
+        self._retired.clear()
+
+    # Serving it -------------------------------------------------------------------------
+
+    def place(self, table: MemoryTable) -> HostPlace:
+        """Where the ring's three parts are in our memory. Raises: PeerError."""
+        assert self.addr is not None
+        name = f"queue {self.index}"
+        size, addr = self.size, self.addr
+        return (
+            table.resolve_user(addr.desc, size * _DESC_BYTES, f"{name} descriptor table"),
+            table.resolve_user(addr.avail, size * 2 + _RING_FRAME_BYTES, f"{name} avail ring"),
+            table.resolve_user(
+                addr.used, size * _USED_ELEM_BYTES + _RING_FRAME_BYTES, f"{name} used ring"
+            ),
+        )
+
+    def start(
+        self,
+        channel: Channel,
+        table: MemoryTable,
+        terms: DeviceTerms,
+        on_broken: Callable[[BlkQueue], None],
+    ) -> list[Answer]:
+        """Bind the ring and serve it on the channel's reactor. Raises: PeerError."""
+        assert self.queue is None
+        assert self.addr is not None
+        queue = BlkQueue(
+            channel,
+            table,
+            index=self.index,
+            size=self.size,
+            desc=self.addr.desc,
+            avail=self.addr.avail,
+            used=self.addr.used,
+            next_avail=self.base,
+            features=terms.features,
+            readonly=terms.readonly,
+            write_through=terms.write_through,
+            serial=terms.serial,
+            on_broken=on_broken,
+        )
+        self.queue = queue
+        answers = [] if self.enabled else [queue.set_enabled(False)]
+        return [*answers, queue.start(**self._fds)]
+
+    def set_enabled(self, enabled: bool) -> list[Answer]:
+        """SET_VRING_ENABLE."""
+        self.enabled = enabled
+        return [self.queue.set_enabled(enabled)] if self.queue is not None else []
+
+    def stop(self) -> list[Answer]:
+        """Ask the queue to take nothing more and to drain; stopped() after the answer."""
+        if self.queue is None:
+            return []
+        if self._stopping is None:
+            self._stopping = self.queue.stop()
+        return [self._stopping]
+
+    def stopped(self) -> None:
+        """Keep where it stopped: GET_VRING_BASE tells it, and never resets it."""
+        if self._stopping is not None:
+            self.base = self._stopping.result() & 0xFFFF
+            self._stopping = None
+            self.queue = None
+
+    def forget(self) -> None:
+        """After stopping: back to how a new session has it, but for call and err."""
+        self.kicked = False
+        self.enabled = False
+        self.addr = None
+        self.size = 0
+        self.base = 0
+        self.drop_kick()
+
+    def drop_kick(self) -> None:
+        """GET_VRING_BASE: the next start brings a kick of its own."""
+        self.kicked = False
+        self.replace_fd("kick", -1)
+        self.close_retired()
+
+    def close(self) -> None:
+        """Close all descriptors; the queue is gone."""
+        assert self.queue is None
+        for role in self._fds:
+            self.replace_fd(role, -1)
+        self.close_retired()
