@@ -33,6 +33,9 @@ ALLOWED: dict[str, set[str]] = {
 EXCEPTIONS: dict[str, set[str]] = {
     # This command does not reach a running target, it is one.
     "cli/vhost": {"target"},
+    # They find the process of a background target, and check its options before it starts.
+    "cli/target": {"target.daemon", "target.options"},
+    "cli/connection": {"target.daemon", "target.options"},
     # The load generator is the other side of a vhost-user socket, not part of a target.
     "cli/bench": {"engines"},
     # The process of a target: it starts the RPC server last and stops it first.
