@@ -44,7 +44,7 @@ class Bdev:
     uuid: UUID
     aliases: list[str]
     product_name: ClassVar[str]
-    module: ClassVar[str]
+    module: ClassVar[str]  # "malloc", "null", "aio" …
     block_size: int
     num_blocks: int
     readonly: bool

@@ -8,7 +8,6 @@ from drivebay.reactor.mailbox import Answer
 class QueueCounters(NamedTuple):
     requests: int
     notifications: int
-    kicks: int
     bad_requests: int
     inflight: int
 

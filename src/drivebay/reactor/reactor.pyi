@@ -39,8 +39,13 @@ class Reactor:
         The test door: only without start(); ticks are then nanoseconds.
         """
 
+    def rescue(self) -> bool:
+        """Free it from a call eventfd that its other holder made blocking; was it in one?
+
+        For when ``loops`` stands still at the place "notifying a guest".
+        """
+
     def stats(self) -> ReactorStats: ...
     def close(self) -> None: ...
 
-def tick_rate() -> int:
-    """Ticks a second of busy_ticks, idle_ticks and iostat."""
+def tick_rate() -> int: ...

@@ -1,0 +1,96 @@
+"""The bdev author's page: what a channel and a bdev are on the path; io_t is in
+reactor/io.pxd.
+
+A module brings a Channel whose ``submit`` starts one checked io_t and says
+SUBMIT_DONE (io.status is set), or SUBMIT_PENDING, and then calls io_complete()
+from its engine's poll, on the same reactor. It never completes an I/O from
+within submit. Context: reactor, unless said otherwise.
+"""
+
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
+
+from drivebay.reactor.io cimport (
+    FRAME_DONE, FRAME_TAKEN, IO_FLUSH, IO_FUA, IO_MAY_UNMAP, IO_OPERATIONS, IO_READ, IO_UNMAP,
+    IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE, SUBMIT_PENDING, SUBMIT_QUEUED, io_complete, io_push,
+    io_t, iovec,
+)
+from drivebay.reactor.mailbox cimport Answer, message_answer, message_t
+from drivebay.reactor.reactor cimport Reactor, reactor_t
+
+cdef struct op_stats_t:
+    uint64_t ops
+    uint64_t bytes
+    uint64_t errors
+    uint64_t ticks
+    uint64_t max_ticks
+    uint64_t min_ticks
+
+# bdev_t.flags
+cdef enum:
+    BDEV_VOLATILE_CACHE = 1     # a completed write may be lost until a flush
+    BDEV_FUA = 2                # the module honours IO_FUA on writes itself
+
+cdef struct bdev_t:
+    uint64_t size           # bytes; control may change it
+    uint32_t block_size
+    uint32_t operations     # bit per IO_ operation
+    uint32_t flags
+    uint32_t buffer_mask    # alignment of buffers minus one
+
+# channel_t.flags
+cdef enum:
+    CHANNEL_GATED = 1       # new I/O is held
+    CHANNEL_REMOVED = 2     # new I/O fails
+
+cdef struct channel_t:
+    int (*submit)(channel_t* channel, io_t* io) noexcept nogil
+    bdev_t* bdev
+    reactor_t* reactor
+    void* module            # the module's own
+    uint32_t flags
+    uint32_t inflight       # in the module, or at a bounce buffer
+    message_t* draining     # answered when inflight is 0
+    io_t* held              # first and last of those held back
+    io_t* held_last
+    bounce_t* bounces       # free bounce buffers
+    io_t* unbounced         # first and last of those waiting for one
+    io_t* unbounced_last
+    op_stats_t stats[IO_OPERATIONS]
+
+cdef struct bounce_t:
+    bounce_t* next
+    iovec* iov              # the caller's
+    uint64_t offset
+    uint64_t length
+    uint64_t moved
+    uint32_t iov_count
+    iovec part              # what the module sees
+    int (*submit)(channel_t* channel, io_t* io) noexcept nogil
+    uint8_t* buffer
+
+cdef inline void channel_settle(channel_t* channel) noexcept nogil:
+    """One I/O less in flight; the last one answers who waits for that."""
+    cdef message_t* message = channel.draining
+    channel.inflight -= 1
+    if message != NULL and channel.inflight == 0:
+        channel.draining = NULL
+        message_answer(message, 0)
+
+cdef class Bdev:
+    cdef bdev_t raw
+    cdef readonly str name
+    cdef readonly object uuid
+    cdef public list aliases
+    cdef public bint readonly
+    cdef set channels
+    cdef dict closed_stats
+
+cdef class Channel:
+    cdef channel_t raw
+    cdef readonly Bdev bdev
+    cdef readonly Reactor reactor
+    cdef bint active
+    cdef void* bounce_memory
+    cdef int allocate_bounces(self) except -1
+    cdef void on_activate(self) noexcept
+    cdef Answer ask(self, void (*act)(message_t*, void*) noexcept nogil)

@@ -1,0 +1,241 @@
+"""The bdev and its channels, control's side. Context: control, except the act_* functions.
+
+A channel opens in two steps: open_channel() allocates in a worker thread and may
+fail; activate() hands it to its reactor and cannot. gate(), ungate() and
+remove() are how control quiesces a bdev: each is answered when nothing of it is
+in flight on that reactor any more.
+"""
+
+from libc.errno cimport ENOMEM
+from libc.stdint cimport uint64_t
+from libc.stdlib cimport calloc, free
+from posix.mman cimport (
+    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
+)
+
+from drivebay.bdev.bounce cimport BOUNCE_BYTES, BOUNCE_COUNT
+from drivebay.bdev.entry cimport channel_release_held
+from drivebay.memory.platform cimport load_relaxed_u64, store_relaxed_u64
+from drivebay.reactor.mailbox cimport Answer, answered, message_answer, message_t
+from drivebay.reactor.reactor cimport Reactor, reactor_t
+
+from typing import NamedTuple
+from uuid import UUID, uuid4
+
+from drivebay.errors import HostError, UsageError
+
+OPERATIONS = ("read", "write", "flush", "unmap", "write_zeroes")
+NAME_LIMIT = 256
+
+
+class OpStats(NamedTuple):
+    ops: int
+    bytes: int
+    errors: int
+    latency_ticks: int
+    max_latency_ticks: int
+    min_latency_ticks: int
+
+    def plus(self, other):
+        return OpStats(
+            self.ops + other.ops, self.bytes + other.bytes, self.errors + other.errors,
+            self.latency_ticks + other.latency_ticks,
+            max(self.max_latency_ticks, other.max_latency_ticks),
+            min(self.min_latency_ticks, other.min_latency_ticks)
+            if self.ops and other.ops else self.min_latency_ticks + other.min_latency_ticks)
+
+
+NO_STATS = OpStats(0, 0, 0, 0, 0, 0)
+cdef uint64_t NEVER = <uint64_t>-1
+
+
+# --- on the reactor ------------------------------------------------------------------------
+
+cdef channel_t* channel_of(message_t* message) noexcept nogil:
+    return <channel_t*>message.target
+
+
+cdef void act_activate(message_t* message, void* reactor) noexcept nogil:
+    channel_of(message).reactor = <reactor_t*>reactor
+    message_answer(message, 0)
+
+
+cdef void answer_when_drained(message_t* message) noexcept nogil:
+    cdef channel_t* channel = channel_of(message)
+    if channel.inflight == 0:
+        message_answer(message, 0)
+    else:
+        channel.draining = message
+
+
+cdef void act_gate(message_t* message, void* reactor) noexcept nogil:
+    channel_of(message).flags |= CHANNEL_GATED
+    answer_when_drained(message)
+
+
+cdef void act_ungate(message_t* message, void* reactor) noexcept nogil:
+    channel_of(message).flags &= ~<unsigned int>CHANNEL_GATED
+    channel_release_held(channel_of(message))
+    message_answer(message, 0)
+
+
+cdef void act_remove(message_t* message, void* reactor) noexcept nogil:
+    channel_of(message).flags = CHANNEL_REMOVED
+    channel_release_held(channel_of(message))
+    answer_when_drained(message)
+
+
+# --- control -------------------------------------------------------------------------------
+
+cdef class Channel:
+    def __init__(self, Bdev bdev, Reactor reactor):
+        cdef int i
+        self.bdev = bdev
+        self.reactor = reactor
+        self.raw.bdev = &bdev.raw
+        self.raw.reactor = &reactor.raw
+        for i in range(IO_OPERATIONS):
+            self.raw.stats[i].min_ticks = NEVER
+        if bdev.raw.buffer_mask:
+            self.allocate_bounces()
+        bdev.channels.add(self)
+
+    cdef int allocate_bounces(self) except -1:
+        """Untouched until used, so it costs address space only."""
+        cdef int i
+        cdef bounce_t* bounces
+        self.bounce_memory = mmap(NULL, BOUNCE_COUNT * (BOUNCE_BYTES + sizeof(bounce_t)),
+                                  PROT_READ | PROT_WRITE,
+                                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        if self.bounce_memory == MAP_FAILED:
+            self.bounce_memory = NULL
+            raise HostError(f"no memory for the bounce buffers of bdev '{self.bdev.name}'", ENOMEM)
+        bounces = <bounce_t*>(<char*>self.bounce_memory + BOUNCE_COUNT * BOUNCE_BYTES)
+        for i in range(BOUNCE_COUNT):
+            bounces[i].buffer = <unsigned char*>self.bounce_memory + i * BOUNCE_BYTES
+            bounces[i].next = self.raw.bounces
+            self.raw.bounces = &bounces[i]
+        return 0
+
+    def __dealloc__(self):
+        if self.bounce_memory != NULL:
+            munmap(self.bounce_memory, BOUNCE_COUNT * (BOUNCE_BYTES + sizeof(bounce_t)))
+
+    cdef Answer ask(self, void (*act)(message_t*, void*) noexcept nogil):
+        if not self.active:
+            return answered(0)
+        return self.reactor.ask(act, &self.raw, self)
+
+    cdef void on_activate(self) noexcept:
+        """What a module does in control just before its channel goes live."""
+
+    def activate(self):
+        self.active = True
+        self.on_activate()
+        return self.ask(act_activate)
+
+    def gate(self):
+        return self.ask(act_gate)
+
+    def ungate(self):
+        return self.ask(act_ungate)
+
+    def remove(self):
+        return self.ask(act_remove)
+
+    def close(self):
+        answer = self.ask(act_remove)
+        self.bdev.channels.discard(self)
+        self.bdev.keep_stats(self.stats())
+        return answer
+
+    def stats(self):
+        cdef int i
+        cdef op_stats_t* s
+        out = {}
+        for i in range(IO_OPERATIONS):
+            s = &self.raw.stats[i]
+            least = s.min_ticks
+            out[OPERATIONS[i]] = OpStats(s.ops, s.bytes, s.errors, s.ticks, s.max_ticks,
+                                         0 if least == NEVER else least)
+        return out
+
+    def clear_stats(self):
+        """Racy by a few I/Os that complete meanwhile, as counters are."""
+        cdef int i
+        for i in range(IO_OPERATIONS):
+            self.raw.stats[i] = op_stats_t(0, 0, 0, 0, 0, NEVER)
+
+
+cdef class Bdev:
+    def __init__(self, str name, uuid, int block_size, num_blocks):
+        if not name or len(name.encode()) >= NAME_LIMIT or "\0" in name:
+            raise UsageError(f"bdev name '{name[:40]}' must have 1 to {NAME_LIMIT - 1} bytes",
+                             field="name")
+        if block_size < 512 or block_size & (block_size - 1) or block_size > 65536:
+            raise UsageError(
+                f"block size {block_size} is not a power of two from 512 to 65536",
+                field="block_size")
+        if num_blocks <= 0 or num_blocks * block_size >= 1 << 63:
+            raise UsageError(f"{num_blocks} blocks of {block_size} bytes is no size of a disk",
+                             field="num_blocks")
+        self.name = name
+        self.uuid = uuid if uuid is not None else uuid4()
+        self.aliases = []
+        self.channels = set()
+        self.closed_stats = dict.fromkeys(OPERATIONS, NO_STATS)
+        self.raw.block_size = block_size
+        self.raw.size = num_blocks * block_size
+
+    @property
+    def block_size(self):
+        return self.raw.block_size
+
+    @property
+    def num_blocks(self):
+        return load_relaxed_u64(&self.raw.size) // self.raw.block_size
+
+    @property
+    def write_cache(self):
+        return bool(self.raw.flags & BDEV_VOLATILE_CACHE)
+
+    @property
+    def buffer_alignment(self):
+        return self.raw.buffer_mask + 1
+
+    @property
+    def io_types(self):
+        return frozenset(
+            name for i, name in enumerate(OPERATIONS) if self.raw.operations & (1 << i))
+
+    def driver_specific(self):
+        return {}
+
+    def save(self):
+        return None
+
+    def resize(self, num_blocks):
+        if num_blocks <= 0 or num_blocks * self.block_size >= 1 << 63:
+            raise UsageError(f"{num_blocks} blocks is no size for bdev '{self.name}'",
+                             field="num_blocks")
+        store_relaxed_u64(&self.raw.size, num_blocks * self.raw.block_size)
+
+    def close(self):
+        pass
+
+    def keep_stats(self, stats):
+        """A channel that closes leaves its figures here."""
+        for name in OPERATIONS:
+            self.closed_stats[name] = self.closed_stats[name].plus(stats[name])
+
+    def iostat(self):
+        totals = dict(self.closed_stats)
+        for channel in self.channels:
+            for name, stats in channel.stats().items():
+                totals[name] = totals[name].plus(stats)
+        return totals
+
+    def reset_iostat(self):
+        self.closed_stats = dict.fromkeys(OPERATIONS, NO_STATS)
+        for channel in self.channels:
+            channel.clear_stats()

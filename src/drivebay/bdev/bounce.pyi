@@ -1,0 +1,1 @@
+"""Bounce buffers are C only: see bounce.pxd."""

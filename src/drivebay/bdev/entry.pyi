@@ -1,0 +1,1 @@
+"""The one door to every bdev is C only: see entry.pxd."""

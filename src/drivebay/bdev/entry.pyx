@@ -1,0 +1,134 @@
+"""What every I/O passes on its way to a module, in this order: range and
+capability, the quiesce gate, alignment of its buffers, statistics.
+
+Each is one flag test while it is not needed. Context: reactor; never waits.
+"""
+
+from libc.errno cimport EINVAL, ENODEV, EOPNOTSUPP, ERANGE, EROFS
+from libc.stdint cimport uint32_t, uint64_t
+
+from drivebay.bdev.base cimport (
+    BDEV_FUA, BDEV_VOLATILE_CACHE, CHANNEL_REMOVED, FRAME_DONE, FRAME_TAKEN, IO_FLUSH,
+    IO_FUA, IO_READ, IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE, SUBMIT_QUEUED, bdev_t, channel_settle, channel_t,
+    io_complete, io_push, io_t, op_stats_t,
+)
+from drivebay.bdev.bounce cimport bounce_submit
+from drivebay.memory.platform cimport load_relaxed_u64
+
+
+cdef inline int check(const bdev_t* bdev, const io_t* io) noexcept nogil:
+    """0 or -errno: does the bdev have this operation and these blocks?"""
+    cdef uint64_t size
+    if not bdev.operations & (<uint32_t>1 << io.operation):
+        return -EROFS if io.operation != IO_READ and not bdev.operations & (1 << IO_WRITE) else -EOPNOTSUPP
+    if io.operation == IO_FLUSH:
+        return 0
+    size = load_relaxed_u64(&bdev.size)
+    if io.offset > size or io.length > size - io.offset:
+        return -ERANGE
+    if (io.offset | io.length) & (bdev.block_size - 1):
+        return -EINVAL
+    return 0
+
+
+cdef inline bint is_misaligned(const io_t* io, uint32_t mask) noexcept nogil:
+    cdef uint32_t i
+    cdef uint64_t bits = 0
+    for i in range(io.iov_count):
+        bits |= <uint64_t>io.iov[i].iov_base | <uint64_t>io.iov[i].iov_len
+    return (bits & mask) != 0
+
+
+cdef inline void account(channel_t* channel, io_t* io, uint64_t length) noexcept nogil:
+    cdef op_stats_t* stats = &channel.stats[io.operation]
+    cdef uint64_t ticks = channel.reactor.now - io.started
+    if io.status < 0:
+        stats.errors += 1
+        return
+    stats.ops += 1
+    stats.bytes += length
+    stats.ticks += ticks
+    if ticks > stats.max_ticks:
+        stats.max_ticks = ticks
+    if ticks < stats.min_ticks:
+        stats.min_ticks = ticks
+
+
+cdef inline bint wants_flush(const channel_t* channel, const io_t* io) noexcept nogil:
+    """A write that must be stable, on a module that cannot do so by itself."""
+    if not io.flags & IO_FUA or io.status < 0 or not channel.bdev.flags & BDEV_VOLATILE_CACHE:
+        return False
+    if io.operation == IO_WRITE:
+        return not channel.bdev.flags & BDEV_FUA
+    return io.operation == IO_WRITE_ZEROES
+
+
+cdef int module_done(io_t* io, void* context, uint64_t length) noexcept nogil:
+    """The entry's completion frame. saved: length as submitted."""
+    cdef channel_t* channel = <channel_t*>context
+    account(channel, io, length)
+    if wants_flush(channel, io):
+        io.operation = IO_FLUSH
+        if module_submit(channel, io) != SUBMIT_DONE:
+            channel.inflight -= 1
+            return FRAME_TAKEN
+    channel_settle(channel)
+    return FRAME_DONE
+
+
+cdef int module_submit(channel_t* channel, io_t* io) noexcept nogil:
+    cdef int how
+    io.channel = channel
+    io.started = channel.reactor.now
+    io.done = 0
+    io_push(io, module_done, channel, io.length)
+    how = channel.submit(channel, io)
+    if how == SUBMIT_DONE:
+        io.frame_count -= 1
+        account(channel, io, io.length)
+        if wants_flush(channel, io):
+            io.operation = IO_FLUSH
+            return module_submit(channel, io)
+        return SUBMIT_DONE
+    channel.inflight += 1
+    return how
+
+
+cdef int hold(channel_t* channel, io_t* io) noexcept nogil:
+    io.link = NULL
+    if channel.held == NULL:
+        channel.held = io
+    else:
+        channel.held_last.link = io
+    channel.held_last = io
+    return SUBMIT_QUEUED
+
+
+cdef int bdev_submit(channel_t* channel, io_t* io) noexcept nogil:
+    """Start an I/O. Returns: SUBMIT_DONE with io.status, or PENDING, or QUEUED."""
+    io.status = check(channel.bdev, io)
+    if io.status < 0:
+        channel.stats[io.operation].errors += 1
+        return SUBMIT_DONE
+    if channel.flags:
+        if channel.flags & CHANNEL_REMOVED:
+            io.status = -ENODEV
+            return SUBMIT_DONE
+        io.channel = channel
+        return hold(channel, io)
+    if channel.bdev.buffer_mask and is_misaligned(io, channel.bdev.buffer_mask):
+        return bounce_submit(channel, io, module_submit)
+    return module_submit(channel, io)
+
+
+cdef void channel_release_held(channel_t* channel) noexcept nogil:
+    """Send what the gate held back on its way, or to its end when removed."""
+    cdef io_t* io = channel.held
+    cdef io_t* following
+    channel.held = NULL
+    channel.held_last = NULL
+    while io != NULL:
+        following = io.link
+        if bdev_submit(channel, io) == SUBMIT_DONE:
+            io_complete(io)
+        io = following

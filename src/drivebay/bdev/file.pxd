@@ -1,0 +1,22 @@
+"""The file bdevs, ``aio`` and ``uring``: two names over one io_uring engine."""
+
+from drivebay.bdev.base cimport Bdev, Channel
+from drivebay.engines.uring cimport UringEngine, uring_t
+
+# channel_t.module of a file channel
+cdef struct file_t:
+    uring_t* uring
+    int fd
+
+cdef class FileBdev(Bdev):
+    cdef int fd
+    cdef readonly str path
+    cdef readonly str module
+    cdef readonly str product_name
+    cdef readonly bint direct
+    cdef bint asked_block_size
+    cdef object fallocate
+
+cdef class FileChannel(Channel):
+    cdef file_t file
+    cdef UringEngine engine

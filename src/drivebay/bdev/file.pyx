@@ -1,0 +1,199 @@
+"""Disks in files and on block devices.
+
+O_DIRECT where the file system has it and its alignment is not coarser than the
+bdev's blocks; else through the page cache, and driver_specific says so. FLUSH is
+fsync, FUA is RWF_DSYNC, UNMAP punches holes.
+"""
+
+from libc.stdint cimport uint32_t
+from posix.unistd cimport close
+
+from drivebay.bdev.base cimport (
+    BDEV_FUA, BDEV_VOLATILE_CACHE, Bdev, Channel, IO_FLUSH, IO_READ, IO_UNMAP, IO_WRITE,
+    IO_WRITE_ZEROES, SUBMIT_PENDING, channel_t, io_t,
+)
+from drivebay.engines.uring cimport UringEngine, uring_of, uring_start
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from drivebay.bdev.file_guard import file_size, open_guarded
+from drivebay.errors import HostError, UsageError
+
+cdef extern from *:
+    """
+    #define _GNU_SOURCE
+    #include <fcntl.h>
+    #include <sys/stat.h>
+    #include <sys/vfs.h>
+    """
+
+cdef extern from "<sys/stat.h>" nogil:
+    cdef struct c_statx "statx":
+        uint32_t stx_mask
+        uint32_t stx_dio_mem_align
+        uint32_t stx_dio_offset_align
+    int AT_EMPTY_PATH
+    unsigned int STATX_DIOALIGN
+    int c_statx_call "statx"(int fd, const char* path, int flags, unsigned int mask, c_statx* out)
+
+cdef extern from "<fcntl.h>" nogil:
+    int FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+    int c_fallocate "fallocate"(int fd, int mode, long offset, long length)
+
+cdef extern from "<sys/vfs.h>" nogil:
+    cdef struct c_statfs "statfs":
+        long f_type
+    int fstatfs(int fd, c_statfs* out)
+
+cdef enum:
+    TMPFS_MAGIC = 0x01021994
+    PAGE_BYTES = 4096
+
+
+cdef int file_submit(channel_t* channel, io_t* io) noexcept nogil:
+    cdef file_t* file = <file_t*>channel.module
+    uring_start(file.uring, io, file.fd)
+    return SUBMIT_PENDING
+
+
+cdef tuple direct_alignment(int fd):
+    """(memory, offset) alignment that O_DIRECT asks for; (0, 0): it is of no use here."""
+    cdef c_statx info
+    cdef c_statfs fs
+    if fstatfs(fd, &fs) == 0 and fs.f_type == TMPFS_MAGIC:
+        return 0, 0
+    if c_statx_call(fd, b"", AT_EMPTY_PATH, STATX_DIOALIGN, &info) != 0:
+        return 0, 0
+    if not info.stx_mask & STATX_DIOALIGN:
+        return 0, 0
+    return info.stx_dio_mem_align, info.stx_dio_offset_align
+
+
+def can_punch(fd, size):
+    """Whether the file takes holes, tried behind its end, where it changes nothing."""
+    end = (size + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES
+    return c_fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, end, PAGE_BYTES) == 0
+
+
+def device_takes_holes(fd):
+    """Whether a block device unmaps blocks so that they read as zeroes."""
+    number = os.fstat(fd).st_rdev
+    base = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    for queue in (base / "queue", base.parent / "queue"):
+        try:
+            limits = [int((queue / name).read_text())
+                      for name in ("discard_max_bytes", "write_zeroes_max_bytes")]
+        except OSError:
+            continue
+        return all(limits)
+    return False
+
+
+cdef class FileChannel(Channel):
+    def __init__(self, FileBdev bdev, reactor):
+        Channel.__init__(self, bdev, reactor)
+        self.engine = uring_of(self.reactor)
+        self.file.uring = &self.engine.raw
+        self.file.fd = bdev.fd
+        self.raw.module = &self.file
+        self.raw.submit = file_submit
+
+
+cdef class FileBdev(Bdev):
+    def __cinit__(self):
+        self.fd = -1
+
+    def __init__(self, str name, uuid, str path, int block_size=0, bint readonly=False,
+                 str module="aio", fallocate=None):
+        self.path = path
+        self.module = module
+        self.product_name = "AIO disk" if module == "aio" else "URING bdev"
+        self.asked_block_size = block_size != 0
+        self.fallocate = fallocate
+        self.fd = self.open_file(block_size, readonly)
+        memory, offset = direct_alignment(self.fd) if self.direct else (0, 0)
+        if not block_size:
+            block_size = max(512, offset, self.logical_block_size())
+        size = file_size(self.fd)
+        if size == 0 or size % block_size:
+            raise UsageError(
+                f"'{path}' has {size} bytes, which is no multiple of the block size {block_size}",
+                field="filename")
+        Bdev.__init__(self, name, uuid, block_size, size // block_size)
+        if self.direct:
+            self.raw.buffer_mask = max(memory, 1) - 1
+        self.readonly = readonly
+        self.raw.flags = BDEV_VOLATILE_CACHE | BDEV_FUA
+        self.raw.operations = 1 << IO_READ
+        if not readonly:
+            self.raw.operations |= self.write_operations(size)
+
+    def open_file(self, block_size, readonly):
+        """With O_DIRECT if that serves these blocks, else through the page cache."""
+        self.direct = True
+        try:
+            fd = open_guarded(self.path, readonly=readonly, direct=True)
+        except HostError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            self.direct = False
+            return open_guarded(self.path, readonly=readonly, direct=False)
+        memory, offset = direct_alignment(fd)
+        if memory and (block_size == 0 or offset <= block_size):
+            return fd
+        os.close(fd)
+        self.direct = False
+        return open_guarded(self.path, readonly=readonly, direct=False)
+
+    def logical_block_size(self):
+        number = os.fstat(self.fd).st_rdev
+        base = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+        for queue in (base / "queue", base.parent / "queue"):
+            if number and (queue / "logical_block_size").exists():
+                return int((queue / "logical_block_size").read_text())
+        return 512
+
+    def write_operations(self, size):
+        found = 1 << IO_WRITE | 1 << IO_FLUSH
+        if self.fallocate is False:
+            return found
+        if stat.S_ISBLK(os.fstat(self.fd).st_mode):
+            found |= 1 << IO_WRITE_ZEROES
+            if device_takes_holes(self.fd):
+                found |= 1 << IO_UNMAP
+        elif can_punch(self.fd, size):
+            found |= 1 << IO_WRITE_ZEROES | 1 << IO_UNMAP
+        return found
+
+    def open_channel(self, reactor):
+        return FileChannel(self, reactor)
+
+    def rescan(self):
+        """Blocks that the file has now; resize() is the caller's to do."""
+        return file_size(self.fd) // self.block_size
+
+    def driver_specific(self):
+        return {self.module: {
+            "filename": self.path, "block_size_override": self.asked_block_size,
+            "readonly": bool(self.readonly), "fallocate": "unmap" in self.io_types,
+            "direct": bool(self.direct)}}
+
+    def save(self):
+        params = {"name": self.name, "block_size": self.block_size, "filename": self.path}
+        if self.module == "aio":
+            params["readonly"] = bool(self.readonly)
+            params["fallocate"] = self.fallocate is not False
+        params["uuid"] = str(self.uuid)
+        return f"bdev_{self.module}_create", params
+
+    def close(self):
+        if self.fd >= 0:
+            close(self.fd)
+        self.fd = -1
+
+    def __dealloc__(self):
+        if self.fd >= 0:
+            close(self.fd)

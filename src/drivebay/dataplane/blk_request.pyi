@@ -1,0 +1,1 @@
+"""Request parsing is C only: see blk_request.pxd; its Python door is BlkQueue."""

@@ -1,0 +1,1 @@
+"""The split virtqueue is C only: see virtqueue.pxd; its Python door is BlkQueue."""

@@ -1,0 +1,49 @@
+"""One io_uring per reactor, shared by all its files. Context: reactor, except set-up.
+
+The engine continues short transfers by itself and completes each I/O from its
+poll. What is prepared is submitted once per turn.
+"""
+
+from libc.stdint cimport uint32_t
+
+from drivebay.reactor.io cimport io_t
+from drivebay.reactor.reactor cimport Reactor, engine_t
+
+cdef extern from "<linux/io_uring.h>" nogil:
+    cdef struct io_sqring_offsets:
+        uint32_t head, tail, ring_mask, ring_entries, flags, dropped, array
+    cdef struct io_cqring_offsets:
+        uint32_t head, tail, ring_mask, ring_entries, overflow, cqes, flags
+    cdef struct io_uring_params:
+        uint32_t sq_entries, cq_entries, flags, features
+        io_sqring_offsets sq_off
+        io_cqring_offsets cq_off
+
+cdef struct uring_t:
+    engine_t engine         # first: the reactor knows only this
+    int ring
+    uint32_t entries
+    uint32_t sq_mask
+    uint32_t cq_mask
+    uint32_t tail           # of the submission queue, as filled so far
+    uint32_t* sq_head
+    uint32_t* sq_tail
+    uint32_t* sq_flags
+    uint32_t* cq_head
+    uint32_t* cq_tail
+    uint32_t* cq_flags
+    void* sqes
+    void* cqes
+    io_t* waiting           # first and last of those for which the ring had no room
+    io_t* waiting_last
+
+cdef void uring_start(uring_t* uring, io_t* io, int fd) noexcept nogil
+
+cdef class UringEngine:
+    cdef uring_t raw
+    cdef void* ring_memory
+    cdef size_t ring_bytes
+    cdef size_t sqe_bytes
+    cdef int map_rings(self, io_uring_params* params) except -1
+
+cdef UringEngine uring_of(Reactor reactor)

@@ -1,0 +1,11 @@
+from drivebay.reactor.mailbox import Answer
+from drivebay.reactor.reactor import Reactor
+
+class UringEngine:
+    """A reactor's io_uring. Made by the first file channel on it."""
+
+    def __init__(self) -> None:
+        """Raises: HostError when the kernel forbids or lacks io_uring."""
+
+    def enable(self, reactor: Reactor) -> Answer: ...
+    def close(self) -> None: ...

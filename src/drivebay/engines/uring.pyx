@@ -1,0 +1,360 @@
+"""io_uring without a library: two rings in shared memory and one system call a turn.
+
+The ring is made disabled in a worker thread and enabled by the reactor that owns
+it, so that the kernel may run completions on that thread only (DEFER_TASKRUN).
+While the reactor polls, the eventfd is switched off. Sources: io_uring_setup(2),
+io_uring_enter(2), Linux 6.1.
+"""
+
+from libc.errno cimport EAGAIN, EBUSY, EINTR, EIO, EOPNOTSUPP, errno
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memset
+from posix.mman cimport MAP_FAILED, MAP_POPULATE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
+from posix.unistd cimport close
+
+from drivebay.memory.platform cimport (
+    CHECK, fence_seq_cst, load_acquire_u32, load_relaxed_u32, store_release_u32,
+)
+from drivebay.reactor.io cimport (
+    IO_FLUSH, IO_FUA, IO_MAY_UNMAP, IO_READ, IO_UNMAP, IO_WRITE, IO_WRITE_ZEROES, io_complete, io_t, iovec,
+)
+from drivebay.reactor.mailbox cimport message_answer, message_t
+from drivebay.reactor.reactor cimport Reactor, engine_t, reactor_add_engine, reactor_t
+
+import os
+
+from drivebay.errors import HostError
+
+cdef extern from "<linux/io_uring.h>" nogil:
+    cdef struct io_uring_sqe:
+        uint8_t opcode
+        uint8_t flags
+        int32_t fd
+        uint64_t off
+        uint64_t addr
+        uint32_t len
+        uint32_t rw_flags
+        uint64_t user_data
+    cdef struct io_uring_cqe:
+        uint64_t user_data
+        int32_t res
+        uint32_t flags
+    enum:
+        IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC, IORING_OP_FALLOCATE
+        IORING_OP_READ, IORING_OP_WRITE
+        IORING_SETUP_R_DISABLED, IORING_SETUP_SINGLE_ISSUER, IORING_SETUP_DEFER_TASKRUN
+        IORING_SETUP_TASKRUN_FLAG, IORING_SETUP_CQSIZE
+        IORING_ENTER_GETEVENTS, IORING_SQ_TASKRUN, IORING_SQ_CQ_OVERFLOW
+        IORING_CQ_EVENTFD_DISABLED
+        IORING_REGISTER_EVENTFD, IORING_REGISTER_ENABLE_RINGS, IORING_REGISTER_IOWQ_AFF
+        IORING_OFF_SQ_RING, IORING_OFF_SQES
+
+cdef extern from "<sys/syscall.h>" nogil:
+    long SYS_io_uring_setup, SYS_io_uring_enter, SYS_io_uring_register
+    long syscall(long number, ...)
+
+cdef extern from "<sys/eventfd.h>" nogil:
+    int EFD_CLOEXEC, EFD_NONBLOCK
+    int eventfd(unsigned int value, int flags)
+
+cdef extern from "<linux/falloc.h>" nogil:
+    enum:
+        FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
+
+cdef extern from "<linux/fs.h>" nogil:
+    enum:
+        RWF_DSYNC
+
+cdef enum:
+    ENTRIES = 256
+    COMPLETIONS = 4096
+    IOVECS_A_CALL = 1024        # IOV_MAX of the kernel
+    MAX_CORES = 4096
+
+# io_t.engine: the file descriptor, and how zeroes are made.
+cdef uint64_t FD_MASK = 0xFFFFFFFF
+cdef uint64_t ZERO_BY_HOLE = <uint64_t>1 << 32
+
+
+# --- submission ----------------------------------------------------------------------------
+
+cdef void prepare_rw(io_uring_sqe* sqe, io_t* io) noexcept nogil:
+    sqe.off = io.offset + io.done
+    if io.operation == IO_WRITE and io.flags & IO_FUA:
+        sqe.rw_flags = RWF_DSYNC
+    if io.iov_count == 1:
+        sqe.opcode = IORING_OP_READ if io.operation == IO_READ else IORING_OP_WRITE
+        sqe.addr = <uint64_t>io.iov[0].iov_base
+        sqe.len = <uint32_t>min(<uint64_t>io.iov[0].iov_len, <uint64_t>0x7FFFF000)
+    else:
+        sqe.opcode = IORING_OP_READV if io.operation == IO_READ else IORING_OP_WRITEV
+        sqe.addr = <uint64_t>io.iov
+        sqe.len = min(io.iov_count, <uint32_t>IOVECS_A_CALL)
+
+
+cdef void prepare_range(io_uring_sqe* sqe, io_t* io) noexcept nogil:
+    """A hole for unmap; zeroes that keep their blocks unless a hole will do."""
+    cdef uint32_t how = FALLOC_FL_ZERO_RANGE
+    if io.operation == IO_UNMAP or io.flags & IO_MAY_UNMAP or io.engine & ZERO_BY_HOLE:
+        how = FALLOC_FL_PUNCH_HOLE
+    sqe.opcode = IORING_OP_FALLOCATE
+    sqe.off = io.offset
+    sqe.addr = io.length
+    sqe.len = how | FALLOC_FL_KEEP_SIZE
+
+
+cdef void prepare(uring_t* uring, io_t* io) noexcept nogil:
+    cdef io_uring_sqe* sqe = <io_uring_sqe*>uring.sqes + (uring.tail & uring.sq_mask)
+    memset(sqe, 0, sizeof(io_uring_sqe))
+    sqe.fd = <int>(io.engine & FD_MASK)
+    sqe.user_data = <uint64_t>io
+    if io.operation == IO_READ or io.operation == IO_WRITE:
+        prepare_rw(sqe, io)
+    elif io.operation == IO_FLUSH:
+        sqe.opcode = IORING_OP_FSYNC
+    else:
+        prepare_range(sqe, io)
+    uring.tail += 1
+
+
+cdef void enqueue(uring_t* uring, io_t* io) noexcept nogil:
+    """Into the ring, or behind those that wait for room in it."""
+    uring.engine.unflushed += 1
+    if uring.waiting == NULL and uring.tail - load_acquire_u32(uring.sq_head) < uring.entries:
+        prepare(uring, io)
+        return
+    io.link = NULL
+    if uring.waiting == NULL:
+        uring.waiting = io
+    else:
+        uring.waiting_last.link = io
+    uring.waiting_last = io
+
+
+cdef void uring_start(uring_t* uring, io_t* io, int fd) noexcept nogil:
+    io.engine = <uint64_t>fd
+    io.done = 0
+    uring.engine.inflight += 1
+    enqueue(uring, io)
+
+
+cdef void refill(uring_t* uring) noexcept nogil:
+    cdef io_t* io = uring.waiting
+    cdef io_t* following
+    while io != NULL and uring.tail - load_acquire_u32(uring.sq_head) < uring.entries:
+        following = io.link
+        prepare(uring, io)
+        io = following
+    uring.waiting = io
+
+
+cdef void uring_flush(engine_t* engine, reactor_t* reactor) noexcept nogil:
+    """Submit all that is prepared. What the kernel will not take now stays for the next turn."""
+    cdef uring_t* uring = <uring_t*>engine
+    cdef long taken
+    cdef uint32_t ready
+    while engine.unflushed:
+        refill(uring)
+        store_release_u32(uring.sq_tail, uring.tail)
+        ready = uring.tail - load_acquire_u32(uring.sq_head)
+        taken = syscall(SYS_io_uring_enter, uring.ring, ready, 0, IORING_ENTER_GETEVENTS, NULL, 0)
+        if taken < 0:
+            CHECK(errno == EAGAIN or errno == EBUSY or errno == EINTR)
+            return
+        engine.unflushed -= <uint32_t>taken
+        if taken < ready:
+            return
+
+
+# --- completion ----------------------------------------------------------------------------
+
+cdef void advance(io_t* io, uint64_t moved) noexcept nogil:
+    io.done += moved
+    while moved and moved >= io.iov[0].iov_len:
+        moved -= io.iov[0].iov_len
+        io.iov += 1
+        io.iov_count -= 1
+    if moved:
+        io.iov[0].iov_base = <char*>io.iov[0].iov_base + moved
+        io.iov[0].iov_len -= moved
+
+
+cdef bint is_over(io_t* io, int32_t result) noexcept nogil:
+    """Set the status of a finished I/O; False when it goes on."""
+    if result == -EAGAIN or result == -EINTR:
+        return False
+    if result < 0:
+        if result == -EOPNOTSUPP and io.operation == IO_WRITE_ZEROES and not io.engine & ZERO_BY_HOLE:
+            io.engine |= ZERO_BY_HOLE
+            return False
+        io.status = result
+        return True
+    io.status = 0
+    if io.operation != IO_READ and io.operation != IO_WRITE:
+        return True
+    if result == 0:
+        io.status = -EIO            # the file ends before the bdev does
+        return True
+    advance(io, <uint64_t>result)
+    return io.done == io.length
+
+
+cdef int uring_poll(engine_t* engine, reactor_t* reactor) noexcept nogil:
+    """Reap what is there. Bound: the completions seen at the first look."""
+    cdef uring_t* uring = <uring_t*>engine
+    cdef uint32_t head = load_relaxed_u32(uring.cq_head)
+    cdef uint32_t tail = load_acquire_u32(uring.cq_tail)
+    cdef int count = 0
+    cdef io_uring_cqe* cqe
+    cdef io_t* io
+    cdef int32_t result
+    if head == tail:
+        if not load_relaxed_u32(uring.sq_flags) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW):
+            return 0
+        syscall(SYS_io_uring_enter, uring.ring, 0, 0, IORING_ENTER_GETEVENTS, NULL, 0)
+        tail = load_acquire_u32(uring.cq_tail)
+    while head != tail:
+        cqe = <io_uring_cqe*>uring.cqes + (head & uring.cq_mask)
+        io = <io_t*>cqe.user_data
+        result = cqe.res
+        head += 1
+        store_release_u32(uring.cq_head, head)
+        count += 1
+        if is_over(io, result):
+            engine.inflight -= 1
+            io_complete(io)
+        else:
+            enqueue(uring, io)
+    return count
+
+
+cdef bint uring_arm(engine_t* engine, bint armed) noexcept nogil:
+    cdef uring_t* uring = <uring_t*>engine
+    if not armed:
+        store_release_u32(uring.cq_flags, load_relaxed_u32(uring.cq_flags) | IORING_CQ_EVENTFD_DISABLED)
+        return False
+    store_release_u32(uring.cq_flags,
+                      load_relaxed_u32(uring.cq_flags) & ~<uint32_t>IORING_CQ_EVENTFD_DISABLED)
+    fence_seq_cst()
+    return (load_relaxed_u32(uring.cq_head) != load_acquire_u32(uring.cq_tail)
+            or load_relaxed_u32(uring.sq_flags) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
+
+
+# --- set-up --------------------------------------------------------------------------------
+
+cdef void act_enable(message_t* message, void* reactor) noexcept nogil:
+    """On the reactor's thread: from here on the ring is its own.
+
+    argument: address and bytes of the mask of cores for the kernel's workers.
+    """
+    cdef uring_t* uring = <uring_t*>message.target
+    cdef long status = syscall(SYS_io_uring_register, uring.ring, IORING_REGISTER_ENABLE_RINGS, NULL, 0)
+    if status == 0 and message.argument[1]:
+        # Best effort: without it the kernel's workers may share the reactor's core.
+        syscall(SYS_io_uring_register, uring.ring, IORING_REGISTER_IOWQ_AFF,
+                <void*>message.argument[0], message.argument[1])
+    if status == 0:
+        status = reactor_add_engine(<reactor_t*>reactor, &uring.engine)
+    message_answer(message, status)
+
+
+cdef bytearray worker_cores(int reactor_core):
+    """cpu_set_t bytes of the cores that are ours, without the reactor's; empty: leave it."""
+    cores = os.sched_getaffinity(0) - {reactor_core}
+    mask = bytearray(MAX_CORES // 8 if cores else 0)
+    for core in cores:
+        if core < MAX_CORES:
+            mask[core // 8] |= 1 << core % 8
+    return mask
+
+
+cdef class UringEngine:
+    def __cinit__(self):
+        self.raw.ring = -1
+        self.raw.engine.fd = -1
+
+    def __init__(self):
+        cdef io_uring_params params
+        memset(&params, 0, sizeof(params))
+        params.flags = (IORING_SETUP_R_DISABLED | IORING_SETUP_SINGLE_ISSUER
+                        | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_CQSIZE)
+        params.cq_entries = COMPLETIONS
+        self.raw.ring = syscall(SYS_io_uring_setup, ENTRIES, &params)
+        if self.raw.ring < 0:
+            raise HostError(
+                "cannot make an io_uring", errno,
+                hint="Linux 6.1 or later is needed, and /proc/sys/kernel/io_uring_disabled at 0")
+        self.map_rings(&params)
+        self.raw.engine.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
+        if self.raw.engine.fd < 0 or syscall(
+                SYS_io_uring_register, self.raw.ring, IORING_REGISTER_EVENTFD,
+                &self.raw.engine.fd, 1) != 0:
+            raise HostError("cannot give the io_uring an eventfd", errno)
+        self.raw.engine.flush = uring_flush
+        self.raw.engine.poll = uring_poll
+        self.raw.engine.arm = uring_arm
+        uring_arm(&self.raw.engine, False)
+
+    cdef int map_rings(self, io_uring_params* params) except -1:
+        cdef uint8_t* base
+        cdef uint32_t i
+        cdef uint32_t* array
+        self.ring_bytes = max(params.sq_off.array + params.sq_entries * 4,
+                              params.cq_off.cqes + params.cq_entries * sizeof(io_uring_cqe))
+        self.sqe_bytes = params.sq_entries * sizeof(io_uring_sqe)
+        self.ring_memory = mmap(NULL, self.ring_bytes, PROT_READ | PROT_WRITE,
+                                MAP_SHARED | MAP_POPULATE, self.raw.ring, IORING_OFF_SQ_RING)
+        self.raw.sqes = mmap(NULL, self.sqe_bytes, PROT_READ | PROT_WRITE,
+                             MAP_SHARED | MAP_POPULATE, self.raw.ring, IORING_OFF_SQES)
+        if self.ring_memory == MAP_FAILED or self.raw.sqes == MAP_FAILED:
+            raise HostError("cannot map the io_uring", errno)
+        base = <uint8_t*>self.ring_memory
+        self.raw.entries = params.sq_entries
+        self.raw.sq_mask = params.sq_entries - 1
+        self.raw.cq_mask = params.cq_entries - 1
+        self.raw.sq_head = <uint32_t*>(base + params.sq_off.head)
+        self.raw.sq_tail = <uint32_t*>(base + params.sq_off.tail)
+        self.raw.sq_flags = <uint32_t*>(base + params.sq_off.flags)
+        self.raw.cq_head = <uint32_t*>(base + params.cq_off.head)
+        self.raw.cq_tail = <uint32_t*>(base + params.cq_off.tail)
+        self.raw.cq_flags = <uint32_t*>(base + params.cq_off.flags)
+        self.raw.cqes = base + params.cq_off.cqes
+        array = <uint32_t*>(base + params.sq_off.array)
+        for i in range(params.sq_entries):
+            array[i] = i
+        return 0
+
+    def enable(self, Reactor reactor):
+        """Hand the ring to its reactor; answers with 0 or -errno."""
+        cores = worker_cores(reactor.core)
+        cdef uint8_t[::1] view
+        if not cores:
+            return reactor.ask(act_enable, &self.raw, self)
+        view = cores
+        return reactor.ask(act_enable, &self.raw, (self, cores), <uint64_t>&view[0], len(cores))
+
+    def close(self):
+        """Only when the reactor's thread has ended, or the engine has left it."""
+        if self.ring_memory != NULL and self.ring_memory != MAP_FAILED:
+            munmap(self.ring_memory, self.ring_bytes)
+        if self.raw.sqes != NULL and self.raw.sqes != MAP_FAILED:
+            munmap(self.raw.sqes, self.sqe_bytes)
+        self.ring_memory = NULL
+        self.raw.sqes = NULL
+        for fd in (self.raw.engine.fd, self.raw.ring):
+            if fd >= 0:
+                close(fd)
+        self.raw.engine.fd = -1
+        self.raw.ring = -1
+
+    def __dealloc__(self):
+        self.close()
+
+
+cdef UringEngine uring_of(Reactor reactor):
+    """The reactor's ring, made and handed over at the first file."""
+    engine = reactor.shared.get("uring")
+    if engine is None:
+        engine = reactor.shared["uring"] = UringEngine()
+        engine.enable(reactor)
+    return engine

@@ -1,0 +1,86 @@
+"""io_t: one request on its way, the same struct from the front ends to the engines.
+
+Whoever passes an io_t down may push a frame that is called when it completes;
+the frames are a small stack in the io_t itself. Context: reactor.
+"""
+
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+
+cdef extern from "<sys/uio.h>" nogil:
+    cdef struct iovec:
+        void* iov_base
+        size_t iov_len
+
+cdef enum:
+    IO_READ = 0
+    IO_WRITE = 1
+    IO_FLUSH = 2
+    IO_UNMAP = 3
+    IO_WRITE_ZEROES = 4
+    IO_OPERATIONS = 5
+
+# io_t.flags
+cdef enum:
+    IO_FUA = 1              # stable before it completes
+    IO_MAY_UNMAP = 2        # zeroes may be a hole
+
+cdef enum:
+    SUBMIT_DONE = 0         # io.status is set; no frame was or will be called
+    SUBMIT_PENDING = 1      # io_complete() will be called
+    SUBMIT_QUEUED = 2       # held at the entry; the same for the caller as PENDING
+
+# What a completion frame answers.
+cdef enum:
+    FRAME_DONE = 0          # go on with the frame below
+    FRAME_TAKEN = 1         # the I/O goes on; io_complete() will be called again
+
+cdef enum:
+    IO_FRAMES = 10
+    IO_INLINE_IOVECS = 8
+
+ctypedef int (*frame_fn)(io_t* io, void* context, uint64_t saved) noexcept nogil
+
+cdef struct frame_t:
+    frame_fn fn
+    void* context
+    uint64_t saved
+
+cdef struct io_t:
+    io_t* link              # for whoever holds the I/O
+    void* channel           # where it was submitted (bdev's channel_t)
+    iovec* iov
+    uint64_t offset         # bytes
+    uint64_t length         # bytes
+    uint64_t done           # bytes moved so far, the engine's
+    uint64_t engine         # the engine's own word
+    uint64_t started        # tick
+    uint32_t iov_count
+    int32_t status          # 0 or -errno
+    uint8_t operation
+    uint8_t flags
+    uint8_t frame_count
+    frame_t frames[IO_FRAMES]
+
+cdef enum:
+    BLOCK_IOVECS = 1088     # 1,024 descriptors, and borders of regions between them
+
+# Borrowed from the reactor by a request with more than IO_INLINE_IOVECS buffers.
+cdef struct iovec_block_t:
+    iovec_block_t* next
+    iovec iov[BLOCK_IOVECS]
+
+cdef inline void io_push(io_t* io, frame_fn fn, void* context, uint64_t saved) noexcept nogil:
+    cdef frame_t* frame = &io.frames[io.frame_count]
+    frame.fn = fn
+    frame.context = context
+    frame.saved = saved
+    io.frame_count += 1
+
+cdef inline void io_complete(io_t* io) noexcept nogil:
+    """Run the frames of an I/O that was pending, top first. Bound: IO_FRAMES."""
+    cdef frame_t* frame
+    while io.frame_count:
+        io.frame_count -= 1
+        frame = &io.frames[io.frame_count]
+        if frame.fn(io, frame.context, frame.saved) == FRAME_TAKEN:
+            return

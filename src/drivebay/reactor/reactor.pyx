@@ -1,0 +1,502 @@
+"""The reactor: polls what is busy, sleeps when nothing is.
+
+Each source (a virtqueue) is HOT or ARMED. HOT ones are polled in every turn with
+their notifications off; one that had no work for the window is armed: it turns
+its notifications on and looks once more. When no source is HOT and no engine
+has work, the thread sleeps in epoll, where kicks, engine descriptors and the
+mailbox's doorbell wake it. A turn serves messages, sources, engines, and then
+publishes what completed.
+"""
+
+from libc.errno cimport EINTR, errno
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from posix.fcntl cimport F_GETFL, F_SETFL, O_NONBLOCK, fcntl
+from posix.mman cimport (
+    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
+)
+from posix.unistd cimport close, read, write
+
+from drivebay.memory.platform cimport (
+    CHECK, cpu_pause, exchange_u32, fence_seq_cst, load_acquire_ptr, load_acquire_u32,
+    load_relaxed_u32, load_relaxed_u64, store_release_u32, tsc_read,
+)
+from drivebay.reactor.clock cimport ticks_per_second
+from drivebay.reactor.io cimport iovec_block_t
+from drivebay.reactor.mailbox cimport (
+    Answer, ControlMailbox, act_fn, mailbox_close, mailbox_open, mailbox_take, message_answer,
+    message_t,
+)
+
+import os
+import signal
+import threading
+from typing import NamedTuple
+
+from drivebay.errors import HostError, StateError, UsageError
+from drivebay.reactor.clock import tick_rate
+
+cdef extern from "<sys/epoll.h>" nogil:
+    ctypedef union epoll_data_t:
+        uint64_t u64
+    cdef struct epoll_event:
+        uint32_t events
+        epoll_data_t data
+    int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL
+    enum: EPOLLIN
+    enum: EPOLLET
+    int epoll_create1(int flags)
+    int epoll_ctl(int epoll, int op, int fd, epoll_event* event)
+    int epoll_wait(int epoll, epoll_event* events, int count, int timeout_ms)
+
+cdef extern from "<sys/prctl.h>" nogil:
+    int PR_SET_NAME
+    int prctl(int option, const char* name)
+
+DEF_POLL_US = 50
+
+# What an epoll event points to, in the low bits of its pointer.
+cdef enum:
+    WATCH_SOURCE = 0
+    WATCH_ENGINE = 1
+    WATCH_MAILBOX = 2
+    WATCH_MASK = 3
+
+cdef enum:
+    LOOK_EVENTS = 64
+    LOOK_EVERY_US = 20
+
+PLACES = ("set-up", "messages", "queues", "engines", "notifying a guest", "sleep")
+
+
+# --- sources -------------------------------------------------------------------------------
+
+cdef int watch(reactor_t* reactor, int fd, void* what, uint32_t kind) noexcept nogil:
+    cdef epoll_event event
+    event.events = EPOLLIN | EPOLLET
+    event.data.u64 = <uint64_t>what | kind
+    if epoll_ctl(reactor.epoll, EPOLL_CTL_ADD, fd, &event) != 0:
+        return -errno
+    return 0
+
+
+cdef void unwatch(reactor_t* reactor, int fd) noexcept nogil:
+    cdef epoll_event unused
+    if fd >= 0:
+        epoll_ctl(reactor.epoll, EPOLL_CTL_DEL, fd, &unused)
+
+
+cdef void make_hot(reactor_t* reactor, source_t* source) noexcept nogil:
+    source.state = SOURCE_HOT
+    source.last_work = reactor.now
+    source.previous = NULL
+    source.next = reactor.hot
+    if reactor.hot != NULL:
+        reactor.hot.previous = source
+    reactor.hot = source
+    reactor.hot_count += 1
+
+
+cdef void leave_hot(reactor_t* reactor, source_t* source) noexcept nogil:
+    if source.previous != NULL:
+        source.previous.next = source.next
+    else:
+        reactor.hot = source.next
+    if source.next != NULL:
+        source.next.previous = source.previous
+    reactor.hot_count -= 1
+
+
+cdef int reactor_attach(reactor_t* reactor, source_t* source) noexcept nogil:
+    """Serve a source from now on; it is looked at in the next turn without a kick."""
+    cdef int status = 0
+    if source.kick >= 0:
+        status = watch(reactor, source.kick, source, WATCH_SOURCE)
+        if status != 0:
+            return status
+    source.disarm(source)
+    make_hot(reactor, source)
+    return 0
+
+
+cdef void reactor_detach(reactor_t* reactor, source_t* source) noexcept nogil:
+    if source.state == SOURCE_DETACHED:
+        return
+    unwatch(reactor, source.kick)
+    if source.state == SOURCE_HOT:
+        leave_hot(reactor, source)
+    else:
+        reactor.armed_count -= 1
+    source.state = SOURCE_DETACHED
+
+
+cdef int reactor_rewatch(reactor_t* reactor, source_t* source, int kick) noexcept nogil:
+    """Replace the kick descriptor; the source is polled next, so no kick is lost."""
+    cdef int status = 0
+    unwatch(reactor, source.kick)
+    source.kick = -1
+    if kick >= 0:
+        status = watch(reactor, kick, source, WATCH_SOURCE)
+        if status == 0:
+            source.kick = kick
+    if source.state == SOURCE_ARMED:
+        reactor_wake(reactor, source)
+    return status
+
+
+cdef void reactor_wake(reactor_t* reactor, source_t* source) noexcept nogil:
+    if source.state == SOURCE_ARMED:
+        reactor.armed_count -= 1
+        source.disarm(source)
+        make_hot(reactor, source)
+
+
+cdef void arm_source(reactor_t* reactor, source_t* source) noexcept nogil:
+    """HOT to ARMED, unless work came in at the last look."""
+    if source.arm(source):
+        source.disarm(source)
+        source.last_work = reactor.now
+        return
+    leave_hot(reactor, source)
+    source.state = SOURCE_ARMED
+    reactor.armed_count += 1
+
+
+# --- engines -------------------------------------------------------------------------------
+
+cdef int reactor_add_engine(reactor_t* reactor, engine_t* engine) noexcept nogil:
+    cdef int status
+    if reactor.engine_count == REACTOR_MAX_ENGINES:
+        return -28  # ENOSPC
+    if engine.fd >= 0:
+        status = watch(reactor, engine.fd, engine, WATCH_ENGINE)
+        if status != 0:
+            return status
+    reactor.engines[reactor.engine_count] = engine
+    reactor.engine_count += 1
+    return 0
+
+
+cdef void reactor_remove_engine(reactor_t* reactor, engine_t* engine) noexcept nogil:
+    cdef uint32_t i
+    for i in range(reactor.engine_count):
+        if reactor.engines[i] == engine:
+            unwatch(reactor, engine.fd)
+            reactor.engine_count -= 1
+            reactor.engines[i] = reactor.engines[reactor.engine_count]
+            return
+
+
+# --- one turn ------------------------------------------------------------------------------
+
+cdef int run_messages(reactor_t* reactor) noexcept nogil:
+    """Bound: what was in the mailbox when taken."""
+    cdef message_t* message = mailbox_take(&reactor.mailbox)
+    cdef message_t* following
+    cdef int count = 0
+    while message != NULL:
+        following = message.next
+        message.act(message, reactor)
+        message = following
+        count += 1
+    return count
+
+
+cdef int serve_sources(reactor_t* reactor) noexcept nogil:
+    """Poll each HOT source once; arm those that had no work for the window."""
+    cdef source_t* source = reactor.hot
+    cdef source_t* following
+    cdef int done, work = 0
+    while source != NULL:
+        following = source.next
+        done = source.poll(source, reactor)
+        if done:
+            source.last_work = reactor.now
+            work += done
+        elif source.kick >= 0 and reactor.now - source.last_work > reactor.window:
+            arm_source(reactor, source)
+        source = following
+    return work
+
+
+cdef int serve_engines(reactor_t* reactor) noexcept nogil:
+    """Flush what the sources prepared, once per engine, then reap."""
+    cdef uint32_t i = 0
+    cdef engine_t* engine
+    cdef int work = 0
+    while i < reactor.engine_count:
+        engine = reactor.engines[i]
+        if engine.unflushed:
+            engine.flush(engine, reactor)
+        if engine.inflight:
+            work += engine.poll(engine, reactor)
+        if i < reactor.engine_count and reactor.engines[i] == engine:
+            i += 1
+    return work
+
+
+cdef void publish_dirty(reactor_t* reactor) noexcept nogil:
+    cdef source_t* source = reactor.dirty
+    cdef source_t* following
+    reactor.dirty = NULL
+    while source != NULL:
+        following = source.next_dirty
+        source.dirty = 0
+        source.publish(source, reactor)
+        source = following
+
+
+cdef int reactor_turn(reactor_t* reactor) noexcept nogil:
+    """Messages, sources, engines, publish. Returns: work done."""
+    cdef int work = 0
+    if load_acquire_ptr(&reactor.mailbox.messages) != NULL:
+        reactor.place = PLACE_MESSAGES
+        work += run_messages(reactor)
+    reactor.place = PLACE_QUEUES
+    if reactor.hot != NULL:
+        work += serve_sources(reactor)
+    if reactor.engine_count:
+        reactor.place = PLACE_ENGINES
+        work += serve_engines(reactor)
+    if reactor.dirty != NULL:
+        publish_dirty(reactor)
+    reactor.loops += 1
+    return work
+
+
+cdef void reactor_look(reactor_t* reactor, int timeout_ms) noexcept nogil:
+    """See what epoll has: kicks make their source HOT; the rest only wakes us."""
+    cdef epoll_event events[LOOK_EVENTS]
+    cdef int i, count
+    count = epoll_wait(reactor.epoll, events, LOOK_EVENTS, timeout_ms)
+    CHECK(count >= 0 or errno == EINTR)
+    for i in range(count):
+        if events[i].data.u64 & WATCH_MASK == WATCH_SOURCE:
+            reactor_wake(reactor, <source_t*>events[i].data.u64)
+
+
+cdef bint engines_busy(reactor_t* reactor) noexcept nogil:
+    cdef uint32_t i
+    for i in range(reactor.engine_count):
+        if reactor.engines[i].unflushed or (reactor.engines[i].inflight and reactor.engines[i].fd < 0):
+            return True
+    return False
+
+
+cdef bint arm_engines(reactor_t* reactor, bint armed) noexcept nogil:
+    cdef uint32_t i
+    cdef bint pending = False
+    for i in range(reactor.engine_count):
+        if reactor.engines[i].inflight and reactor.engines[i].fd >= 0:
+            pending |= reactor.engines[i].arm(reactor.engines[i], armed)
+    return pending
+
+
+cdef void reactor_sleep(reactor_t* reactor) noexcept nogil:
+    """Nothing is HOT: wait in epoll, unless something came in meanwhile."""
+    store_release_u32(&reactor.mailbox.asleep, 1)
+    fence_seq_cst()  # [A]
+    if load_acquire_ptr(&reactor.mailbox.messages) == NULL and not arm_engines(reactor, True):
+        reactor.place = PLACE_SLEEP
+        reactor_look(reactor, -1)
+        reactor.place = PLACE_QUEUES
+    arm_engines(reactor, False)
+    store_release_u32(&reactor.mailbox.asleep, 0)
+
+
+cdef void reactor_run(reactor_t* reactor) noexcept nogil:
+    """Until a stop message."""
+    cdef uint64_t before, after
+    cdef int work
+    reactor.now = tsc_read()
+    while not reactor.stopping:
+        work = reactor_turn(reactor)
+        after = tsc_read()
+        if work:
+            reactor.busy += after - reactor.now
+            reactor.last_work = after
+        else:
+            reactor.idle += after - reactor.now
+        reactor.now = after
+        if reactor.hot == NULL and not engines_busy(reactor) and not work and (
+            after - reactor.last_work > reactor.window or not engines_inflight(reactor)
+        ):
+            reactor_sleep(reactor)
+            before = after
+            reactor.now = tsc_read()
+            reactor.idle += reactor.now - before
+        elif after >= reactor.next_look:
+            reactor.next_look = after + reactor.look_every
+            if reactor.armed_count:
+                reactor_look(reactor, 0)
+        if not work:
+            cpu_pause()
+    reactor.place = PLACE_SETUP
+
+
+cdef bint engines_inflight(reactor_t* reactor) noexcept nogil:
+    cdef uint32_t i
+    for i in range(reactor.engine_count):
+        if reactor.engines[i].inflight:
+            return True
+    return False
+
+
+cdef void reactor_notify(reactor_t* reactor, int call) noexcept nogil:
+    """Signal a guest. May block when the eventfd's other holder wants it to: see rescue()."""
+    cdef uint64_t one = 1
+    cdef uint8_t place = reactor.place
+    reactor.place = PLACE_NOTIFY
+    store_release_u32(<uint32_t*>&reactor.notifying, <uint32_t>call)
+    write(call, &one, sizeof(one))
+    store_release_u32(<uint32_t*>&reactor.notifying, <uint32_t>-1)
+    reactor.place = place
+
+
+cdef void act_stop(message_t* message, void* context) noexcept nogil:
+    cdef reactor_t* reactor = <reactor_t*>context
+    reactor.stopping = 1
+    message_answer(message, 0)
+
+
+# --- the Python door -----------------------------------------------------------------------
+
+class ReactorStats(NamedTuple):
+    core: int
+    tid: int
+    busy_ticks: int
+    idle_ticks: int
+    loops: int
+    sleeping: bool
+    place: str
+    queues_hot: int
+    queues_armed: int
+
+
+cdef class Reactor:
+    def __cinit__(self):
+        self.raw.epoll = -1
+        self.raw.mailbox.doorbell = -1
+        self.raw.notifying = -1
+
+    def __init__(self, int core, ControlMailbox control, int poll_us=DEF_POLL_US):
+        if poll_us < -1:
+            raise UsageError(f"poll_us is {poll_us}; it is microseconds, or -1 for ever",
+                             field="poll_us")
+        self.core = core
+        self.control = control
+        self.poll_us = poll_us
+        self.shared = {}
+        self.raw.control = &control.box
+        self.set_rate(ticks_per_second())
+        self.raw.epoll = epoll_create1(EPOLL_CLOEXEC)
+        if self.raw.epoll < 0:
+            raise HostError("cannot make an epoll descriptor", errno)
+        self.allocate_blocks()
+        mailbox_open(&self.raw.mailbox)
+        watch(&self.raw, self.raw.mailbox.doorbell, &self.raw.mailbox, WATCH_MAILBOX)
+
+    cdef int allocate_blocks(self) except -1:
+        cdef int i
+        cdef iovec_block_t* blocks
+        self.block_memory = mmap(NULL, REACTOR_BLOCKS * sizeof(iovec_block_t), PROT_READ | PROT_WRITE,
+                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        if self.block_memory == MAP_FAILED:
+            self.block_memory = NULL
+            raise HostError(f"no memory for reactor {self.core}", errno)
+        blocks = <iovec_block_t*>self.block_memory
+        for i in range(REACTOR_BLOCKS):
+            blocks[i].next = self.raw.blocks
+            self.raw.blocks = &blocks[i]
+        return 0
+
+    cdef void set_rate(self, uint64_t ticks) noexcept:
+        self.raw.look_every = ticks * LOOK_EVERY_US // 1_000_000
+        if self.poll_us < 0:
+            self.raw.window = <uint64_t>-1
+        else:
+            self.raw.window = ticks * <uint64_t>self.poll_us // 1_000_000
+
+    cdef Answer ask(self, act_fn act, void* target, object keep,
+                    uint64_t a=0, uint64_t b=0, uint64_t c=0, uint64_t d=0):
+        return self.control.ask(&self.raw.mailbox, act, target, keep, a, b, c, d)
+
+    def start(self):
+        if self.thread is not None or self.stepping:
+            raise StateError(f"reactor {self.core} runs already")
+        if self.core not in os.sched_getaffinity(0):
+            raise HostError(f"cannot run a reactor on core {self.core}, which is not ours", 22)
+        self.thread = threading.Thread(
+            target=self.run, name=f"reactor_{self.core}", daemon=True)
+        self.thread.start()
+
+    def run(self):
+        """The thread: pinned, deaf to signals that control handles, without the GIL."""
+        cdef bytes name = f"reactor_{self.core}".encode()
+        cdef char* c_name = name
+        faults = {signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - faults)
+        os.sched_setaffinity(0, {self.core})
+        prctl(PR_SET_NAME, c_name)
+        self.tid = threading.get_native_id()
+        with nogil:
+            reactor_run(&self.raw)
+
+    def stop(self):
+        return self.ask(act_stop, NULL, self)
+
+    def join(self):
+        if self.thread is not None:
+            self.thread.join()
+
+    def step(self, uint64_t now):
+        if self.thread is not None:
+            raise StateError(f"reactor {self.core} has a thread; step() is for those without")
+        if not self.stepping:
+            self.stepping = True
+            self.set_rate(1_000_000_000)
+        cdef int work
+        with nogil:
+            self.raw.now = now
+            reactor_look(&self.raw, 0)
+            work = reactor_turn(&self.raw)
+        return work
+
+    def rescue(self):
+        """Free the reactor from a call eventfd that its other holder made blocking.
+
+        Returns whether there was one. Context: control, when loops stand still.
+        """
+        cdef int fd = <int>load_acquire_u32(<uint32_t*>&self.raw.notifying)
+        cdef uint64_t count = 0
+        if fd < 0:
+            return False
+        store_release_u32(&self.raw.rescued, 1)
+        fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK)
+        read(fd, &count, sizeof(count))
+        return True
+
+    def stats(self):
+        cdef uint8_t place = self.raw.place
+        cdef uint64_t idle = load_relaxed_u64(&self.raw.idle)
+        if place == PLACE_SLEEP:
+            idle += tsc_read() - load_relaxed_u64(&self.raw.now)
+        return ReactorStats(
+            self.core, self.tid, load_relaxed_u64(&self.raw.busy), idle,
+            load_relaxed_u64(&self.raw.loops), place == PLACE_SLEEP, PLACES[place],
+            load_relaxed_u32(&self.raw.hot_count), load_relaxed_u32(&self.raw.armed_count))
+
+    def close(self):
+        for engine in self.shared.values():
+            engine.close()
+        self.shared.clear()
+        if self.raw.epoll >= 0:
+            close(self.raw.epoll)
+            self.raw.epoll = -1
+        mailbox_close(&self.raw.mailbox)
+
+    def __dealloc__(self):
+        if self.block_memory != NULL:
+            munmap(self.block_memory, REACTOR_BLOCKS * sizeof(iovec_block_t))
+        if self.raw.epoll >= 0:
+            close(self.raw.epoll)
+        mailbox_close(&self.raw.mailbox)
