@@ -1,0 +1,394 @@
+"""All bdevs of this process: their names, who holds them, and their end.
+
+Context: control (the asyncio thread); only constructors, open_channel and close of a
+bdev run in worker threads. Nothing here may block the loop.
+
+A bdev's life: *building* (the name is reserved, a worker thread constructs it), *live*,
+*removed* (the name is free again, its users were told, its channels refuse I/O), *closed*
+(the last user let go of its channel). ``remove`` answers at *removed*: a guest that stays
+connected for days must not hold up an RPC client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import inspect
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from drivebay.errors import AlreadyExists, InUse, NotFound, StateError, UsageError
+
+if TYPE_CHECKING:
+    from drivebay.bdev.base import Bdev, Channel, Listener
+    from drivebay.reactor.reactor import Reactor
+
+__all__ = ["BdevRegistry"]
+
+_log = logging.getLogger(__name__)
+
+SLOW_SECONDS = 5.0
+
+
+@dataclass(eq=False)
+class _Slot:
+    """One reactor's channel into one bdev, and how many hold it."""
+
+    opening: asyncio.Task[Channel]
+    users: int = 0
+    closing: asyncio.Task[None] | None = None
+
+
+@dataclass(eq=False)
+class _Entry:
+    bdev: Bdev
+    on_closed: Callable[[], None] | None = None
+    listeners: list[Listener] = field(default_factory=list)
+    slots: dict[Reactor, _Slot] = field(default_factory=dict)
+    claimed_by: str | None = None
+    removed: bool = False
+    closed: bool = False
+
+
+class BdevRegistry:
+    """Every bdev by name, alias and uuid, in the order of creation."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, _Entry] = {}
+        self._leaving: list[_Entry] = []  # removed, but not yet let go of
+        self._reserved: dict[str, UUID | None] = {}
+        self._arrived = asyncio.Condition()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._notify: list[Callable[[str, str], None]] = []
+
+    def on_event(self, notify: Callable[[str, str], None]) -> None:
+        """Call ``notify(type, name)`` for bdev_register, bdev_unregister and bdev_resize."""
+        self._notify.append(notify)
+
+    def __iter__(self) -> Iterator[Bdev]:
+        return iter([entry.bdev for entry in self._entries.values()])
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    # Names
+
+    def add(self, bdev: Bdev, on_closed: Callable[[], None] | None = None) -> None:
+        """Make a finished bdev known. Raises: UsageError, AlreadyExists."""
+        self._check_free(bdev.name, bdev.uuid)
+        self._insert(bdev, on_closed)
+
+    async def create(
+        self,
+        name: str,
+        uuid: UUID | None,
+        build: Callable[[], Bdev],
+        on_closed: Callable[[], None] | None = None,
+    ) -> Bdev:
+        """Reserve the name, build the bdev in a worker thread, make it known.
+
+        Goes on when the caller is cancelled: what was begun is finished, not leaked.
+        Raises: UsageError, AlreadyExists, and whatever ``build`` raises; ``on_closed``
+        is called in that case too.
+        """
+        try:
+            self._check_free(name, uuid)
+        except (UsageError, AlreadyExists):
+            _call(on_closed)
+            raise
+        self._reserved[name] = uuid
+        return await asyncio.shield(self._spawn(self._build(name, build, on_closed)))
+
+    async def _build(
+        self, name: str, build: Callable[[], Bdev], on_closed: Callable[[], None] | None
+    ) -> Bdev:
+        built = False
+        try:
+            bdev = await asyncio.to_thread(build)
+            built = True
+        finally:
+            del self._reserved[name]
+            if not built:
+                _call(on_closed)
+        self._insert(bdev, on_closed)
+        return bdev
+
+    def _insert(self, bdev: Bdev, on_closed: Callable[[], None] | None) -> None:
+        self._entries[bdev.name] = _Entry(bdev, on_closed)
+        self._tell("bdev_register", bdev.name)
+        self._spawn(self._announce())
+
+    async def _announce(self) -> None:
+        async with self._arrived:
+            self._arrived.notify_all()
+
+    def _check_free(self, name: str, uuid: UUID | None) -> None:
+        if not name:
+            raise UsageError("a bdev needs a name", field="name")
+        if name in self._reserved or self._find(name) is not None:
+            raise AlreadyExists(f"a bdev called '{name}' exists already")
+        if uuid is None:
+            return
+        if uuid in self._reserved.values() or self._find(str(uuid)) is not None:
+            raise AlreadyExists(f"a bdev with uuid {uuid} exists already")
+
+    def _find(self, name: str) -> _Entry | None:
+        entry = self._entries.get(name)
+        if entry is not None:
+            return entry
+        wanted = name.lower()
+        for entry in self._entries.values():
+            if wanted == str(entry.bdev.uuid) or name in entry.bdev.aliases:
+                return entry
+        return None
+
+    def get(self, name: str) -> Bdev:
+        """Return a bdev by name, alias or uuid. Raises: NotFound."""
+        entry = self._find(name)
+        if entry is None:
+            raise NotFound(f"no bdev is called '{name}'", hint="list them with bdev_get_bdevs")
+        return entry.bdev
+
+    def get_of_module(self, name: str, module: str) -> Bdev:
+        """As get(), for a bdev of one module only. Raises: NotFound."""
+        entry = self._find(name)
+        if entry is None or entry.bdev.module != module:
+            raise NotFound(f"no {module} bdev is called '{name}'", hint="see bdev_get_bdevs")
+        return entry.bdev
+
+    async def wait_for(self, name: str, timeout_s: float) -> Bdev:
+        """Return a bdev that may still be on its way. Raises: TimeoutError."""
+        async with asyncio.timeout(timeout_s), self._arrived:
+            while (entry := self._find(name)) is None:
+                await self._arrived.wait()
+        return entry.bdev
+
+    def _entry_of(self, bdev: Bdev) -> _Entry:
+        entry = self._entries.get(bdev.name)
+        if entry is not None and entry.bdev is bdev:
+            return entry
+        raise StateError(f"bdev '{bdev.name}' is being removed")
+
+    # Holders
+
+    def subscribe(self, bdev: Bdev, listener: Listener) -> None:
+        """Call ``listener(bdev, "resize" | "remove")`` and await what it returns.
+
+        Raises: StateError when the bdev is being removed.
+        """
+        self._entry_of(bdev).listeners.append(listener)
+
+    def unsubscribe(self, bdev: Bdev, listener: Listener) -> None:
+        """Stop calling it; harmless when it is not subscribed (any more)."""
+        for entry in (*self._entries.values(), *self._leaving):
+            if entry.bdev is bdev and listener in entry.listeners:
+                entry.listeners.remove(listener)
+
+    def claim(self, bdev: Bdev, by: str) -> None:
+        """Take it for one user alone. Raises: InUse (errno EPERM) when it is taken."""
+        self.require_unclaimed(bdev)
+        self._entry_of(bdev).claimed_by = by
+
+    def release(self, bdev: Bdev) -> None:
+        """Give a claim back; harmless when there is none."""
+        for entry in (*self._entries.values(), *self._leaving):
+            if entry.bdev is bdev:
+                entry.claimed_by = None
+
+    def claimant(self, bdev: Bdev) -> str | None:
+        """Who has claimed it, or None."""
+        entry = self._entries.get(bdev.name)
+        return entry.claimed_by if entry is not None and entry.bdev is bdev else None
+
+    def require_unclaimed(self, bdev: Bdev) -> None:
+        """Raises: InUse with errno EPERM, SPDK's answer, when somebody claimed it."""
+        holder = self.claimant(bdev)
+        if holder is not None:
+            refusal = InUse(f"bdev '{bdev.name}' is claimed by {holder}")
+            refusal.errno = errno.EPERM
+            raise refusal
+
+    def channels(self, bdev: Bdev) -> list[Channel]:
+        """The channels that are open now."""
+        entry = self._entries.get(bdev.name)
+        if entry is None or entry.bdev is not bdev:
+            return []
+        return [slot.opening.result() for slot in entry.slots.values() if _is_open(slot)]
+
+    async def open_channel(self, bdev: Bdev, reactor: Reactor) -> Channel:
+        """Return the one channel of (bdev, reactor), opening it for its first user.
+
+        Raises: StateError when the bdev is being removed, HostError when it can't open.
+        """
+        entry = self._entry_of(bdev)
+        while (slot := entry.slots.get(reactor)) is not None and slot.closing is not None:
+            await asyncio.shield(slot.closing)
+            entry = self._entry_of(bdev)
+        if slot is None:
+            slot = _Slot(self._spawn(self._open(entry.bdev, reactor)))
+            entry.slots[reactor] = slot
+        slot.users += 1
+        delivered = False
+        try:
+            channel = await asyncio.shield(slot.opening)
+            if entry.removed:
+                raise StateError(f"bdev '{bdev.name}' is being removed")
+            delivered = True
+        finally:
+            if not delivered:
+                self._let_go(entry, reactor, slot)
+        return channel
+
+    async def _open(self, bdev: Bdev, reactor: Reactor) -> Channel:
+        channel = await asyncio.to_thread(bdev.open_channel, reactor)
+        await channel.activate()
+        return channel
+
+    async def close_channel(self, channel: Channel) -> None:
+        """Let go of it; the last user's call returns when the reactor has too.
+
+        Raises: StateError for a channel that is not open.
+        """
+        for entry in (*self._entries.values(), *self._leaving):
+            slot = entry.slots.get(channel.reactor)
+            if slot is not None and _is_open(slot) and slot.opening.result() is channel:
+                closing = self._let_go(entry, channel.reactor, slot)
+                if closing is not None:
+                    await asyncio.shield(closing)
+                return
+        raise StateError(f"this channel of bdev '{channel.bdev.name}' is not open")
+
+    def _let_go(self, entry: _Entry, reactor: Reactor, slot: _Slot) -> asyncio.Task[None] | None:
+        slot.users -= 1
+        if slot.users == 0:
+            slot.closing = self._spawn(self._shut(entry, reactor, slot))
+        return slot.closing
+
+    async def _shut(self, entry: _Entry, reactor: Reactor, slot: _Slot) -> None:
+        """Close a channel without users, and the bdev when that was its last one."""
+        await asyncio.wait([slot.opening])
+        if slot.opening.exception() is None:
+            await slot.opening.result().close()
+        del entry.slots[reactor]
+        await self._close_when_unused(entry)
+
+    # The end, and changes of size
+
+    async def remove(self, name: str, module: str | None = None) -> None:
+        """Hot remove: tell the users, fail I/O, free the name.
+
+        Returns when no I/O is in flight any more; the bdev closes when its last user has
+        let go. Goes on when the caller is cancelled. Raises: NotFound, also for a bdev of
+        another ``module``.
+        """
+        bdev = self.get(name) if module is None else self.get_of_module(name, module)
+        entry = self._entry_of(bdev)
+        del self._entries[entry.bdev.name]
+        self._leaving.append(entry)
+        entry.removed = True
+        await asyncio.shield(self._spawn(self._remove(entry)))
+
+    async def _remove(self, entry: _Entry) -> None:
+        await self._call_listeners(entry, "remove")
+        slots = list(entry.slots.values())
+        if slots:
+            await asyncio.wait([slot.opening for slot in slots])
+        for slot in slots:
+            if slot.closing is None and slot.opening.exception() is None:
+                await self._drain(entry.bdev, slot.opening.result())
+        self._tell("bdev_unregister", entry.bdev.name)
+        await self._close_when_unused(entry)
+
+    async def _drain(self, bdev: Bdev, channel: Channel) -> None:
+        async def drained() -> None:
+            await channel.remove()
+
+        draining = self._spawn(drained())
+        finished, _ = await asyncio.wait([draining], timeout=SLOW_SECONDS)
+        if not finished:
+            _log.warning("bdev '%s' is slow: its I/O is still in flight", bdev.name)
+        await draining
+
+    async def _close_when_unused(self, entry: _Entry) -> None:
+        if not entry.removed or entry.slots or entry.closed:
+            return
+        entry.closed = True
+        try:
+            await asyncio.to_thread(entry.bdev.close)
+        finally:
+            self._leaving.remove(entry)
+            _call(entry.on_closed)
+
+    async def resize(self, bdev: Bdev, num_blocks: int) -> None:
+        """Set a new size and tell the users.
+
+        Raises: InUse for a shrink while a channel is open, UsageError for no blocks.
+        """
+        entry = self._entry_of(bdev)
+        if num_blocks <= 0:
+            raise UsageError(f"bdev '{bdev.name}' can't have {num_blocks} blocks")
+        if num_blocks < bdev.num_blocks and entry.slots:
+            raise InUse(
+                f"bdev '{bdev.name}' is in use and can't shrink from {bdev.num_blocks} "
+                f"to {num_blocks} blocks",
+                hint="disconnect its users first",
+            )
+        if num_blocks == bdev.num_blocks:
+            return
+        bdev.resize(num_blocks)
+        self._tell("bdev_resize", bdev.name)
+        await self._call_listeners(entry, "resize")
+
+    async def close(self) -> None:
+        """Remove every bdev, newest first; the users must have let go before."""
+        for name in reversed(list(self._entries)):
+            await self.remove(name)
+        if self._leaving:
+            names = ", ".join(entry.bdev.name for entry in self._leaving)
+            _log.warning("still held at the end: %s", names)
+
+    def removed_but_held(self) -> int:
+        """How many removed bdevs wait for a user to let go."""
+        return len(self._leaving)
+
+    async def _call_listeners(self, entry: _Entry, event: str) -> None:
+        async def call(listener: Listener) -> None:
+            answer = listener(entry.bdev, event)
+            if inspect.isawaitable(answer):
+                await answer
+
+        calls = [call(listener) for listener in list(entry.listeners)]
+        for outcome in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                _log.error(
+                    "a user of bdev '%s' failed at its %s: %r", entry.bdev.name, event, outcome
+                )
+
+    def _tell(self, kind: str, name: str) -> None:
+        for notify in self._notify:
+            notify(kind, name)
+
+    def _spawn(self, work: Any) -> asyncio.Task[Any]:
+        """Run it to its end, whatever becomes of the caller."""
+        task: asyncio.Task[Any] = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+        return task
+
+    def _finished(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited has seen it
+
+
+def _is_open(slot: _Slot) -> bool:
+    done = slot.opening.done() and not slot.opening.cancelled()
+    return done and slot.opening.exception() is None and slot.users > 0
+
+
+def _call(callback: Callable[[], None] | None) -> None:
+    if callback is not None:
+        callback()

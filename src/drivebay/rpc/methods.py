@@ -1,0 +1,36 @@
+"""Every method that this target answers: importing the files is what declares them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from drivebay.rpc import (
+    methods_bdev,
+    methods_file,
+    methods_framework,
+    methods_log,
+    methods_memory,
+    methods_settings,
+    methods_thread,
+    methods_vhost,
+)
+from drivebay.rpc.schema import METHODS, Method
+
+__all__ = ["all_methods"]
+
+_FILES = (
+    methods_framework,
+    methods_log,
+    methods_thread,
+    methods_settings,
+    methods_bdev,
+    methods_memory,
+    methods_file,
+    methods_vhost,
+)
+
+
+def all_methods() -> Mapping[str, Method]:
+    """Return the declared methods, in the order of declaration."""
+    assert all(_FILES)
+    return METHODS

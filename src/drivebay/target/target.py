@@ -1,0 +1,145 @@
+"""The object graph of one target process, and the order in which it starts and stops.
+
+Context: control. Start: mailbox, reactors, registry, controllers; then *startup*, where
+only settings may be changed, until ``start_runtime``; then *runtime*, where disks and
+controllers come and go. Stop is the same backwards: controllers end their sessions,
+bdevs close, reactors end. Each step waits for the one before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from drivebay.bdev.base import Bdev
+from drivebay.bdev.registry import BdevRegistry
+from drivebay.errors import StateError
+from drivebay.reactor.mailbox import ControlMailbox
+from drivebay.reactor.reactor import Reactor
+from drivebay.target.budget import MemoryBudget
+from drivebay.target.notifications import Notifications
+from drivebay.target.options import Options
+from drivebay.target.settings import Settings
+from drivebay.target.watchdog import Watchdog
+from drivebay.vhost.controllers import Controllers
+
+__all__ = ["Target"]
+
+_log = logging.getLogger(__name__)
+
+# Opening a file, mapping memory and fsync wait here; a handful can wait at the same time.
+_WORKERS = 8
+
+
+class Target:
+    """Everything a running target is made of."""
+
+    registry: BdevRegistry
+    controllers: Controllers
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.state = "startup"
+        self.registry = BdevRegistry()
+        self.notifications = Notifications()
+        self.memory = MemoryBudget(options.memory_mb)
+        self.settings = Settings()
+        self.unloaded: list[Any] = []  # entries of the configuration that failed to load
+        self.reactors: list[Reactor] = []
+        self.rpc_methods: Mapping[str, Any] = {}  # what its RPC server answers
+        self._kept: dict[str, tuple[Bdev, dict[str, int]]] = {}
+        self._running = asyncio.Event()
+        self._initialised = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
+        self._mailbox: ControlMailbox | None = None
+        self._workers: ThreadPoolExecutor | None = None
+        self.registry.on_event(self.notifications.add)
+
+    async def start(self) -> None:
+        """Bring up reactors and what stands on them. Raises: DrivebayError; stop() then."""
+        loop = asyncio.get_running_loop()
+        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="worker")
+        loop.set_default_executor(self._workers)
+        self._mailbox = ControlMailbox()
+        loop.add_reader(self._mailbox.fileno(), self._mailbox.drain)
+        for core in self.options.cores:
+            self._start_reactor(core, self._mailbox)
+        directory = Path(self.options.socket_dir)
+        self.controllers = Controllers(directory, self.reactors, self.registry)
+        self._watching = asyncio.create_task(Watchdog(self.reactors).run())
+
+    def _start_reactor(self, core: int, mailbox: ControlMailbox) -> None:
+        poll_us = self.options.poll_us
+        reactor = Reactor(core, mailbox) if poll_us is None else Reactor(core, mailbox, poll_us)
+        try:
+            reactor.start()
+        except BaseException:
+            reactor.close()
+            raise
+        self.reactors.append(reactor)
+
+    def start_runtime(self) -> None:
+        """Leave the startup state. Raises: StateError when it was left before."""
+        if self.state != "startup":
+            raise StateError("the target is initialised already")
+        self.state = "runtime"
+        self._running.set()
+
+    async def wait_runtime(self) -> None:
+        """Wait until somebody calls start_runtime()."""
+        await self._running.wait()
+
+    def finish_init(self) -> None:
+        """The configuration is loaded: whoever waits for it may go on."""
+        self._initialised.set()
+
+    async def wait_init(self) -> None:
+        """Wait until the target is initialised and its configuration loaded."""
+        await self._initialised.wait()
+
+    async def stop(self) -> None:
+        """End everything that start() began, as far as it came."""
+        if self._watching is not None:
+            self._watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watching
+            self._watching = None
+        if hasattr(self, "controllers"):
+            await self.controllers.close()
+        await self.registry.close()
+        for reactor in self.reactors:
+            await reactor.stop()
+            await asyncio.to_thread(reactor.join)
+            reactor.close()
+        self.reactors.clear()
+        if self._mailbox is not None:
+            asyncio.get_running_loop().remove_reader(self._mailbox.fileno())
+            self._mailbox = None
+        if self._workers is not None:
+            self._workers.shutdown(wait=False)
+            self._workers = None
+
+    def keep_parameters(self, bdev: Bdev, parameters: dict[str, int]) -> None:
+        """Remember what a bdev was made with and does not keep itself."""
+        if parameters:
+            self._kept[bdev.name] = (bdev, parameters)
+
+    def kept_parameters(self, bdev: Bdev) -> dict[str, int]:
+        """What keep_parameters() was given for this very bdev."""
+        kept, parameters = self._kept.get(bdev.name, (None, {}))
+        return parameters if kept is bdev else {}
+
+    def malloc_names(self) -> Iterator[str]:
+        """Names for malloc bdevs that were not given one: Malloc0, Malloc1 …"""
+        taken = {bdev.name for bdev in self.registry}
+        number = 0
+        while True:
+            name = f"Malloc{number}"
+            if name not in taken:
+                yield name
+            number += 1
