@@ -100,8 +100,13 @@ def _candidates() -> list[Package] | None:
     """Ask apt for the kernel behind the metapackage, and busybox; None without package lists."""
     if shutil.which("apt-cache") is None:
         return None
-    kernel = _control_fields(KERNEL_METAPACKAGE)
-    busybox = _control_fields(BUSYBOX_PACKAGE)
+    command = ["apt-cache", "show", "--no-all-versions", KERNEL_METAPACKAGE, BUSYBOX_PACKAGE]
+    known = {
+        fields["Package"]: fields
+        for paragraph in _run(command, Path("/")).stdout.split("\n\n")
+        if "Package" in (fields := _control_fields(paragraph))
+    }
+    kernel, busybox = known.get(KERNEL_METAPACKAGE, {}), known.get(BUSYBOX_PACKAGE, {})
     match = re.search(r"(linux-image-\S+) \(= (\S+)\)", kernel.get("Depends", ""))
     if match is None or "Version" not in busybox:
         return None
@@ -111,9 +116,8 @@ def _candidates() -> list[Package] | None:
     ]
 
 
-def _control_fields(package: str) -> dict[str, str]:
-    shown = _run(["apt-cache", "show", "--no-all-versions", package], Path("/"))
-    pairs = (line.split(": ", 1) for line in shown.stdout.splitlines() if ": " in line)
+def _control_fields(paragraph: str) -> dict[str, str]:
+    pairs = (line.split(": ", 1) for line in paragraph.splitlines() if ": " in line)
     return {pair[0]: pair[1] for pair in pairs}
 
 
