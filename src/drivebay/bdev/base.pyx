@@ -8,7 +8,6 @@ in flight on that reactor any more.
 
 from libc.errno cimport ENOMEM
 from libc.stdint cimport uint64_t
-from libc.stdlib cimport calloc, free
 from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
 )
@@ -20,7 +19,7 @@ from drivebay.reactor.mailbox cimport Answer, answered, message_answer, message_
 from drivebay.reactor.reactor cimport Reactor, reactor_t
 
 from typing import NamedTuple
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from drivebay.errors import HostError, UsageError
 

@@ -8,9 +8,9 @@ from libc.errno cimport EINVAL, ENODEV, EOPNOTSUPP, ERANGE, EROFS
 from libc.stdint cimport uint32_t, uint64_t
 
 from drivebay.bdev.base cimport (
-    BDEV_FUA, BDEV_VOLATILE_CACHE, CHANNEL_REMOVED, FRAME_DONE, FRAME_TAKEN, IO_FLUSH,
-    IO_FUA, IO_READ, IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE, SUBMIT_QUEUED, bdev_t, channel_settle, channel_t,
-    io_complete, io_push, io_t, op_stats_t,
+    BDEV_FUA, BDEV_VOLATILE_CACHE, CHANNEL_REMOVED, FRAME_DONE, FRAME_TAKEN, IO_FLUSH, IO_FUA,
+    IO_READ, IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE, SUBMIT_QUEUED, bdev_t, channel_settle,
+    channel_t, io_complete, io_push, io_t, op_stats_t,
 )
 from drivebay.bdev.bounce cimport bounce_submit
 from drivebay.memory.platform cimport load_relaxed_u64
@@ -20,7 +20,7 @@ cdef inline int check(const bdev_t* bdev, const io_t* io) noexcept nogil:
     """0 or -errno: does the bdev have this operation and these blocks?"""
     cdef uint64_t size
     if not bdev.operations & (<uint32_t>1 << io.operation):
-        return -EROFS if io.operation != IO_READ and not bdev.operations & (1 << IO_WRITE) else -EOPNOTSUPP
+        return -EOPNOTSUPP if bdev.operations & (1 << IO_WRITE) else -EROFS
     if io.operation == IO_FLUSH:
         return 0
     size = load_relaxed_u64(&bdev.size)

@@ -12,7 +12,7 @@ from drivebay.bdev.base cimport (
     BDEV_FUA, BDEV_VOLATILE_CACHE, Bdev, Channel, IO_FLUSH, IO_READ, IO_UNMAP, IO_WRITE,
     IO_WRITE_ZEROES, SUBMIT_PENDING, channel_t, io_t,
 )
-from drivebay.engines.uring cimport UringEngine, uring_of, uring_start
+from drivebay.engines.uring cimport uring_of, uring_start
 
 import errno
 import os

@@ -26,7 +26,7 @@ def open_guarded(path: str, *, readonly: bool, direct: bool) -> int:
     """Open ``path`` and lock it. Raises: HostError, InUse, UsageError."""
     flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        mode = os.stat(path).st_mode
+        mode = Path(path).stat().st_mode
         if stat.S_ISBLK(mode):
             flags |= os.O_EXCL
         elif not stat.S_ISREG(mode):
@@ -60,9 +60,7 @@ def _lock(fd: int, path: str, readonly: bool) -> None:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0, 0, 0))
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise HostError(
-                f"cannot lock '{path}'", error.errno or errno.EIO, path=path
-            ) from error
+            raise HostError(f"cannot lock '{path}'", error.errno or errno.EIO, path=path) from error
         users = _open_by(fd)
         who = ", ".join(users) if users else "another process"
         raise InUse(
@@ -94,7 +92,7 @@ def _open_by(fd: int) -> list[str]:
 
 def device_holders(path: str, sysfs: Path = Path("/sys"), proc: Path = Path("/proc")) -> list[str]:
     """What holds a block device or one of its partitions: mounts, swap, LVM, md."""
-    device = os.stat(path).st_rdev
+    device = Path(path).stat().st_rdev
     base = sysfs / "dev" / "block" / f"{os.major(device)}:{os.minor(device)}"
     numbers = {f"{os.major(device)}:{os.minor(device)}"}
     numbers |= {part.read_text().strip() for part in base.glob("*/dev")}
@@ -104,9 +102,9 @@ def device_holders(path: str, sysfs: Path = Path("/sys"), proc: Path = Path("/pr
         if fields[2] in numbers:
             found.append(f"mounted on {fields[4]}")
     for line in (proc / "swaps").read_text().splitlines()[1:]:
-        swap = line.split()[0]
-        if os.path.exists(swap):
-            rdev = os.stat(swap).st_rdev
+        swap = Path(line.split()[0])
+        if swap.exists():
+            rdev = swap.stat().st_rdev
             if f"{os.major(rdev)}:{os.minor(rdev)}" in numbers:
                 found.append(f"used as swap ({swap})")
     for holder in sorted([*base.glob("holders/*"), *base.glob("*/holders/*")]):

@@ -13,10 +13,10 @@ from posix.mman cimport (
 )
 
 from drivebay.bdev.base cimport (
-    Bdev, Channel, IO_FLUSH, IO_READ, IO_UNMAP, IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE, SUBMIT_PENDING,
-    channel_t, io_complete, io_t,
+    Bdev, Channel, IO_FLUSH, IO_READ, IO_UNMAP, IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE,
+    SUBMIT_PENDING, channel_t, io_complete, io_t,
 )
-from drivebay.reactor.mailbox cimport Answer, message_answer, message_t
+from drivebay.reactor.mailbox cimport message_answer, message_t
 from drivebay.reactor.reactor cimport engine_t, reactor_add_engine, reactor_remove_engine, reactor_t
 
 from drivebay.errors import HostError

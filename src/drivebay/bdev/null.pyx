@@ -3,7 +3,7 @@ buffer as it is; writes vanish.
 """
 
 from drivebay.bdev.base cimport (
-    Bdev, Channel, IO_READ, IO_UNMAP, IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE, channel_t, io_t,
+    Bdev, Channel, IO_READ, IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE, channel_t, io_t,
 )
 
 

@@ -65,7 +65,9 @@ cdef class BlkQueue(EventOwner):
     cdef size_t memory_bytes
     cdef bint started
     cdef bint stopped
-    cdef Answer ask(self, act_fn act, object keep, uint64_t a=*, uint64_t b=*, uint64_t c=*, uint64_t d=*)
+    cdef Answer ask(
+        self, act_fn act, object keep, uint64_t a=*, uint64_t b=*, uint64_t c=*, uint64_t d=*
+    )
     cdef tuple resolve_rings(self, MemoryTable table)
     cdef int bind(self, MemoryTable table) except -1
     cdef int allocate(self, int size) except -1

@@ -6,8 +6,8 @@ queue; the class at the end is its Python door.
 """
 
 from libc.errno cimport EOPNOTSUPP, errno
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.string cimport memcpy
 from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
 )
@@ -15,13 +15,14 @@ from posix.mman cimport (
 from drivebay.bdev.base cimport Channel
 from drivebay.bdev.entry cimport bdev_submit
 from drivebay.dataplane.blk_request cimport (
-    PARSE_ANSWER, PARSE_BAD, PARSE_ID, PARSE_SUBMIT, blk_request_parse, request_t,
+    PARSE_BAD, PARSE_ID, PARSE_SUBMIT, blk_request_parse, request_t,
 )
 from drivebay.dataplane.virtqueue cimport (
     FAULT_ADDRESS, FAULT_AVAIL_JUMP, FAULT_CALL_BLOCKED, FAULT_CHAIN_LONG, FAULT_HEAD_RANGE,
-    FAULT_HEAD_TWICE, FAULT_INDIRECT_LENGTH, FAULT_INDIRECT_NESTED, FAULT_INDIRECT_OFF, FAULT_NEXT_RANGE,
-    FAULT_ORDER, FAULT_WATCH, POP_BAD_RING, POP_CHAIN, virtqueue_arm, virtqueue_bad, virtqueue_disarm,
-    virtqueue_fill, virtqueue_look, virtqueue_pop, virtqueue_prefetch, virtqueue_publish, virtqueue_walk,
+    FAULT_HEAD_TWICE, FAULT_INDIRECT_LENGTH, FAULT_INDIRECT_NESTED, FAULT_INDIRECT_OFF,
+    FAULT_NEXT_RANGE, FAULT_ORDER, FAULT_WATCH, POP_CHAIN, virtqueue_arm, virtqueue_bad,
+    virtqueue_disarm, virtqueue_fill, virtqueue_look, virtqueue_pop, virtqueue_prefetch,
+    virtqueue_publish, virtqueue_walk,
 )
 from drivebay.memory.guest_memory cimport MemoryTable, memtable_t
 from drivebay.memory.platform cimport (
@@ -32,7 +33,9 @@ from drivebay.reactor.io cimport (
     FRAME_DONE, IO_FUA, IO_INLINE_IOVECS, IO_READ, IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE, io_push,
     io_t, iovec,
 )
-from drivebay.reactor.mailbox cimport Answer, act_fn, answered, event_raise, message_answer, message_t
+from drivebay.reactor.mailbox cimport (
+    Answer, act_fn, answered, event_raise, message_answer, message_t,
+)
 from drivebay.reactor.reactor cimport (
     reactor_attach, reactor_detach, reactor_mark_dirty, reactor_notify, reactor_rewatch, reactor_t,
     reactor_wake, source_t,
@@ -65,7 +68,7 @@ FAULTS = {
     FAULT_NEXT_RANGE: "a descriptor's next is {}, which its table does not have",
     FAULT_CHAIN_LONG: "the chain at {} is longer than the ring, or loops",
     FAULT_ADDRESS: "a buffer in guest page {:#x} is outside the memory table",
-    FAULT_INDIRECT_LENGTH: "an indirect table of {} bytes is no list of descriptors that fits the ring",
+    FAULT_INDIRECT_LENGTH: "an indirect table of {} bytes is no list that fits the ring",
     FAULT_INDIRECT_NESTED: "descriptor {} nests or continues an indirect table",
     FAULT_INDIRECT_OFF: "descriptor {} is indirect, which was not negotiated",
     FAULT_ORDER: "a readable buffer follows a writable one (flags {:#x})",
@@ -153,7 +156,9 @@ cdef bint take_chain(blk_queue_t* q, uint64_t* bytes) noexcept nogil:
     return True
 
 
-cdef inline void finish(blk_queue_t* q, uint16_t head, uint8_t* status_byte, uint8_t status, uint32_t written) noexcept nogil:
+cdef inline void finish(
+    blk_queue_t* q, uint16_t head, uint8_t* status_byte, uint8_t status, uint32_t written
+) noexcept nogil:
     status_byte[0] = status
     virtqueue_fill(&q.vq, head, written)
 
@@ -344,12 +349,15 @@ class QueueCounters(NamedTuple):
 
 
 cdef class BlkQueue(EventOwner):
-    def __init__(self, Channel channel, MemoryTable table, *, int index, int size, desc, avail, used,
-                 int next_avail, features, bint readonly, bint write_through, bytes serial, on_broken):
+    def __init__(
+        self, Channel channel, MemoryTable table, *, int index, int size, desc, avail, used,
+        int next_avail, features, bint readonly, bint write_through, bytes serial, on_broken,
+    ):
         cdef uint8_t* text
         if size <= 0 or size & (size - 1) or size > VIRTQ_MAX_SIZE:
             raise PeerError(
-                f"queue {index} has a ring of {size} entries; a power of two up to {VIRTQ_MAX_SIZE} is served")
+                f"queue {index} has a ring of {size} entries; it must be a power of two, "
+                f"at most {VIRTQ_MAX_SIZE}")
         self.index = index
         self.channel = channel
         self.table = table
@@ -424,7 +432,9 @@ cdef class BlkQueue(EventOwner):
         self.raw.vq.used = <virtq_used*><uint64_t>used
         return 0
 
-    cdef Answer ask(self, act_fn act, object keep, uint64_t a=0, uint64_t b=0, uint64_t c=0, uint64_t d=0):
+    cdef Answer ask(
+        self, act_fn act, object keep, uint64_t a=0, uint64_t b=0, uint64_t c=0, uint64_t d=0
+    ):
         return self.channel.reactor.ask(act, &self.raw, (self, keep), a, b, c, d)
 
     cdef bint live(self) noexcept:

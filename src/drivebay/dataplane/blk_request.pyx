@@ -1,6 +1,5 @@
 """From buffers to a checked request. Context: reactor; touches only the chain's memory."""
 
-from libc.errno cimport EOPNOTSUPP
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
@@ -9,9 +8,10 @@ from drivebay.reactor.io cimport (
     IO_FLUSH, IO_MAY_UNMAP, IO_READ, IO_UNMAP, IO_WRITE, IO_WRITE_ZEROES, iovec,
 )
 from drivebay.wire.virtio_blk cimport (
-    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_SECTOR_BYTES, VIRTIO_BLK_T_DISCARD,
-    VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN, VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES,
-    VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP, virtio_blk_discard_segment, virtio_blk_req_header,
+    VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP, VIRTIO_BLK_SECTOR_BYTES,
+    VIRTIO_BLK_T_DISCARD, VIRTIO_BLK_T_FLUSH, VIRTIO_BLK_T_GET_ID, VIRTIO_BLK_T_IN,
+    VIRTIO_BLK_T_OUT, VIRTIO_BLK_T_WRITE_ZEROES, VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP,
+    virtio_blk_discard_segment, virtio_blk_req_header,
 )
 
 cdef uint64_t LAST_SECTOR = (<uint64_t>1 << 55) - 1     # a sector times 512 stays below 2^64
@@ -67,7 +67,9 @@ cdef int parse_range(request_t* request, bint discard) noexcept nogil:
     return PARSE_SUBMIT
 
 
-cdef int dispatch(chain_t* chain, const disk_t* disk, request_t* request, const virtio_blk_req_header* header) noexcept nogil:
+cdef int dispatch(
+    chain_t* chain, const disk_t* disk, request_t* request, const virtio_blk_req_header* header
+) noexcept nogil:
     if header.type == VIRTIO_BLK_T_IN:
         request.operation = IO_READ
         request.iov += chain.readable

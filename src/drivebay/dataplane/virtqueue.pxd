@@ -61,7 +61,9 @@ cdef struct virtqueue_t:
     uint8_t fault
     uint32_t fault_value        # the value that was wrong
 
-cdef int virtqueue_walk(virtqueue_t* vq, const memtable_t* table, uint16_t head, chain_t* chain) noexcept nogil
+cdef int virtqueue_walk(
+    virtqueue_t* vq, const memtable_t* table, uint16_t head, chain_t* chain
+) noexcept nogil
 
 cdef inline int virtqueue_bad(virtqueue_t* vq, uint8_t fault, uint32_t value) noexcept nogil:
     vq.fault = fault
@@ -132,6 +134,7 @@ cdef inline void virtqueue_disarm(virtqueue_t* vq) noexcept nogil:
 
 cdef inline void virtqueue_prefetch(virtqueue_t* vq, uint16_t count) noexcept nogil:
     """Bring the descriptors of the next chains near. Bound: count."""
-    cdef uint16_t i
+    cdef uint16_t i, head
     for i in range(count):
-        prefetch_read(&vq.desc[load_relaxed_u16(&vq.avail.ring[(vq.next_avail + i) & vq.mask]) & vq.mask])
+        head = load_relaxed_u16(&vq.avail.ring[(vq.next_avail + i) & vq.mask])
+        prefetch_read(&vq.desc[head & vq.mask])

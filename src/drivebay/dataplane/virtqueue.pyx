@@ -6,7 +6,7 @@ indirect tables included; the specification allows it no more (virtio 1.3
 §2.7.5.3.1), and that bound is what ends a looping chain.
 """
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 
 from drivebay.memory.guest_memory cimport memtable_read, memtable_resolve, memtable_t
 from drivebay.reactor.io cimport BLOCK_IOVECS
@@ -15,7 +15,9 @@ from drivebay.wire.virtio_ring cimport (
 )
 
 
-cdef int add_buffer(virtqueue_t* vq, const memtable_t* table, chain_t* chain, const virtq_desc* desc) noexcept nogil:
+cdef int add_buffer(
+    virtqueue_t* vq, const memtable_t* table, chain_t* chain, const virtq_desc* desc
+) noexcept nogil:
     """Translate one descriptor; it may span regions. Bound: BLOCK_IOVECS."""
     cdef uint64_t address = desc.addr, left = desc.len, part
     cdef uint32_t at
@@ -42,18 +44,22 @@ cdef int add_buffer(virtqueue_t* vq, const memtable_t* table, chain_t* chain, co
     return POP_CHAIN
 
 
-cdef int walk_indirect(virtqueue_t* vq, const memtable_t* table, const virtq_desc* outer, uint32_t seen, chain_t* chain) noexcept nogil:
+cdef int walk_indirect(
+    virtqueue_t* vq, const memtable_t* table, const virtq_desc* outer, uint32_t seen, chain_t* chain
+) noexcept nogil:
     """virtio 1.3 §2.7.5.3: a table of descriptors elsewhere in memory. Bound: vq.size."""
     cdef uint32_t count = outer.len // sizeof(virtq_desc)
     cdef uint32_t at = 0
     cdef virtq_desc desc
     if outer.len == 0 or outer.len % sizeof(virtq_desc) or count > vq.size:
         return virtqueue_bad(vq, FAULT_INDIRECT_LENGTH, outer.len)
+    if outer.addr > UINT64_MAX - outer.len:
+        return virtqueue_bad(vq, FAULT_ADDRESS, <uint32_t>(outer.addr >> 12))
     while True:
         if seen >= vq.size:
             return virtqueue_bad(vq, FAULT_CHAIN_LONG, seen)
         seen += 1
-        if not memtable_read(table, outer.addr + at * sizeof(virtq_desc), &desc, sizeof(virtq_desc)):
+        if not memtable_read(table, outer.addr + at * sizeof(desc), &desc, sizeof(desc)):
             return virtqueue_bad(vq, FAULT_ADDRESS, <uint32_t>(outer.addr >> 12))
         if desc.flags & VIRTQ_DESC_F_INDIRECT:
             return virtqueue_bad(vq, FAULT_INDIRECT_NESTED, at)
@@ -66,7 +72,9 @@ cdef int walk_indirect(virtqueue_t* vq, const memtable_t* table, const virtq_des
             return virtqueue_bad(vq, FAULT_NEXT_RANGE, at)
 
 
-cdef int virtqueue_walk(virtqueue_t* vq, const memtable_t* table, uint16_t head, chain_t* chain) noexcept nogil:
+cdef int virtqueue_walk(
+    virtqueue_t* vq, const memtable_t* table, uint16_t head, chain_t* chain
+) noexcept nogil:
     """Translate the chain at head. Returns: POP_CHAIN or POP_BAD_RING. Bound: vq.size."""
     cdef uint32_t seen = 0
     cdef uint16_t at = head

@@ -7,7 +7,7 @@ io_uring_enter(2), Linux 6.1.
 """
 
 from libc.errno cimport EAGAIN, EBUSY, EINTR, EIO, EOPNOTSUPP, errno
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.mman cimport MAP_FAILED, MAP_POPULATE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.unistd cimport close
@@ -16,7 +16,7 @@ from drivebay.memory.platform cimport (
     CHECK, fence_seq_cst, load_acquire_u32, load_relaxed_u32, store_release_u32,
 )
 from drivebay.reactor.io cimport (
-    IO_FLUSH, IO_FUA, IO_MAY_UNMAP, IO_READ, IO_UNMAP, IO_WRITE, IO_WRITE_ZEROES, io_complete, io_t, iovec,
+    IO_FLUSH, IO_FUA, IO_MAY_UNMAP, IO_READ, IO_UNMAP, IO_WRITE, IO_WRITE_ZEROES, io_complete, io_t,
 )
 from drivebay.reactor.mailbox cimport message_answer, message_t
 from drivebay.reactor.reactor cimport Reactor, engine_t, reactor_add_engine, reactor_t
@@ -184,7 +184,8 @@ cdef bint is_over(io_t* io, int32_t result) noexcept nogil:
     if result == -EAGAIN or result == -EINTR:
         return False
     if result < 0:
-        if result == -EOPNOTSUPP and io.operation == IO_WRITE_ZEROES and not io.engine & ZERO_BY_HOLE:
+        if (result == -EOPNOTSUPP and io.operation == IO_WRITE_ZEROES
+                and not io.engine & ZERO_BY_HOLE):
             io.engine |= ZERO_BY_HOLE
             return False
         io.status = result
@@ -231,7 +232,8 @@ cdef int uring_poll(engine_t* engine, reactor_t* reactor) noexcept nogil:
 cdef bint uring_arm(engine_t* engine, bint armed) noexcept nogil:
     cdef uring_t* uring = <uring_t*>engine
     if not armed:
-        store_release_u32(uring.cq_flags, load_relaxed_u32(uring.cq_flags) | IORING_CQ_EVENTFD_DISABLED)
+        store_release_u32(uring.cq_flags,
+                          load_relaxed_u32(uring.cq_flags) | IORING_CQ_EVENTFD_DISABLED)
         return False
     store_release_u32(uring.cq_flags,
                       load_relaxed_u32(uring.cq_flags) & ~<uint32_t>IORING_CQ_EVENTFD_DISABLED)
@@ -248,7 +250,9 @@ cdef void act_enable(message_t* message, void* reactor) noexcept nogil:
     argument: address and bytes of the mask of cores for the kernel's workers.
     """
     cdef uring_t* uring = <uring_t*>message.target
-    cdef long status = syscall(SYS_io_uring_register, uring.ring, IORING_REGISTER_ENABLE_RINGS, NULL, 0)
+    cdef long status = syscall(
+        SYS_io_uring_register, uring.ring, IORING_REGISTER_ENABLE_RINGS, NULL, 0
+    )
     if status == 0 and message.argument[1]:
         # Best effort: without it the kernel's workers may share the reactor's core.
         syscall(SYS_io_uring_register, uring.ring, IORING_REGISTER_IOWQ_AFF,
@@ -277,7 +281,8 @@ cdef class UringEngine:
         cdef io_uring_params params
         memset(&params, 0, sizeof(params))
         params.flags = (IORING_SETUP_R_DISABLED | IORING_SETUP_SINGLE_ISSUER
-                        | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG | IORING_SETUP_CQSIZE)
+                        | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG
+                        | IORING_SETUP_CQSIZE)
         params.cq_entries = COMPLETIONS
         self.raw.ring = syscall(SYS_io_uring_setup, ENTRIES, &params)
         if self.raw.ring < 0:

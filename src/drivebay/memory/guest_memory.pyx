@@ -12,8 +12,8 @@ from libc.errno cimport errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.mman cimport (
-    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED,
-    PROT_READ, PROT_WRITE, mmap, munmap,
+    MAP_ANONYMOUS, MAP_FAILED, MAP_FIXED, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_READ,
+    PROT_WRITE, mmap, munmap,
 )
 from posix.signal cimport SA_NODEFER, SA_SIGINFO, sigaction, sigaction_t, siginfo_t
 from posix.stat cimport fstat, struct_stat
@@ -245,7 +245,8 @@ cdef class MemoryTable:
         if not regions:
             raise PeerError("a memory table without regions")
         if len(regions) > MEMTABLE_MAX_REGIONS:
-            raise PeerError(f"{len(regions)} memory regions, but at most {MEMTABLE_MAX_REGIONS} fit")
+            raise PeerError(
+                f"{len(regions)} memory regions, but at most {MEMTABLE_MAX_REGIONS} fit")
         self.on_broken = on_broken
         self.mappings = []
         known = {}

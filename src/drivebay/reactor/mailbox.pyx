@@ -10,8 +10,8 @@ from posix.unistd cimport close, read, write
 
 from drivebay.memory.guest_memory cimport report_broken, set_broken_doorbell
 from drivebay.memory.platform cimport (
-    compare_exchange_ptr, exchange_ptr, exchange_u32, fence_seq_cst, fetch_or_u32,
-    load_acquire_ptr, store_release_u32,
+    compare_exchange_ptr, exchange_ptr, exchange_u32, fence_seq_cst, fetch_or_u32, load_acquire_ptr,
+    store_release_u32,
 )
 
 import asyncio
@@ -144,7 +144,8 @@ cdef class ControlMailbox:
 
     cdef Answer ask(
         self, mailbox_t* to, act_fn act, void* target, object keep,
-        uint64_t a=0, uint64_t b=0, uint64_t c=0, uint64_t d=0):
+        uint64_t a=0, uint64_t b=0, uint64_t c=0, uint64_t d=0
+    ):
         cdef Answer answer = Answer.__new__(Answer)
         answer.waiters = []
         answer.keep = keep

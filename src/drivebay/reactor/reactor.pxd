@@ -19,8 +19,10 @@ cdef struct source_t:
     source_t* previous
     source_t* next
     source_t* next_dirty
-    int (*poll)(source_t* source, reactor_t* reactor) noexcept nogil    # serve once; work done
-    bint (*arm)(source_t* source) noexcept nogil        # notifications on; True: work is there
+    # serve once; returns the work done
+    int (*poll)(source_t* source, reactor_t* reactor) noexcept nogil
+    # notifications on; True: work is there
+    bint (*arm)(source_t* source) noexcept nogil
     void (*disarm)(source_t* source) noexcept nogil
     void (*publish)(source_t* source, reactor_t* reactor) noexcept nogil
     uint64_t last_work      # tick
@@ -30,9 +32,12 @@ cdef struct source_t:
 
 # How bytes reach a device.
 cdef struct engine_t:
-    void (*flush)(engine_t* engine, reactor_t* reactor) noexcept nogil  # what was prepared, in one call
-    int (*poll)(engine_t* engine, reactor_t* reactor) noexcept nogil    # reap; work done
-    bint (*arm)(engine_t* engine, bint armed) noexcept nogil            # fd on or off; True: work is there
+    # what was prepared, in one call
+    void (*flush)(engine_t* engine, reactor_t* reactor) noexcept nogil
+    # reap; returns the work done
+    int (*poll)(engine_t* engine, reactor_t* reactor) noexcept nogil
+    # descriptor on or off; True: work is there
+    bint (*arm)(engine_t* engine, bint armed) noexcept nogil
     int fd                  # readable when armed and completions wait; -1: none
     uint32_t unflushed
     uint32_t inflight

@@ -9,7 +9,7 @@ publishes what completed.
 """
 
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from posix.fcntl cimport F_GETFL, F_SETFL, O_NONBLOCK, fcntl
 from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
@@ -17,14 +17,18 @@ from posix.mman cimport (
 from posix.unistd cimport close, read, write
 
 from drivebay.memory.platform cimport (
-    CHECK, cpu_pause, exchange_u32, fence_seq_cst, load_acquire_ptr, load_acquire_u32,
-    load_relaxed_u32, load_relaxed_u64, store_release_u32, tsc_read,
+    CHECK, cpu_pause, fence_seq_cst, load_acquire_ptr, load_acquire_u32, load_relaxed_u32,
+    load_relaxed_u64, store_release_u32, tsc_read,
 )
 from drivebay.reactor.clock cimport ticks_per_second
 from drivebay.reactor.io cimport iovec_block_t
 from drivebay.reactor.mailbox cimport (
     Answer, ControlMailbox, act_fn, mailbox_close, mailbox_open, mailbox_take, message_answer,
     message_t,
+)
+from drivebay.reactor.watch cimport (
+    EPOLL_CLOEXEC, WATCH_ENGINE, WATCH_MAILBOX, WATCH_MASK, WATCH_SOURCE, epoll_create1,
+    epoll_event, epoll_wait, unwatch, watch,
 )
 
 import os
@@ -33,33 +37,12 @@ import threading
 from typing import NamedTuple
 
 from drivebay.errors import HostError, StateError, UsageError
-from drivebay.reactor.clock import tick_rate
-
-cdef extern from "<sys/epoll.h>" nogil:
-    ctypedef union epoll_data_t:
-        uint64_t u64
-    cdef struct epoll_event:
-        uint32_t events
-        epoll_data_t data
-    int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL
-    enum: EPOLLIN
-    enum: EPOLLET
-    int epoll_create1(int flags)
-    int epoll_ctl(int epoll, int op, int fd, epoll_event* event)
-    int epoll_wait(int epoll, epoll_event* events, int count, int timeout_ms)
 
 cdef extern from "<sys/prctl.h>" nogil:
     int PR_SET_NAME
     int prctl(int option, const char* name)
 
 DEF_POLL_US = 50
-
-# What an epoll event points to, in the low bits of its pointer.
-cdef enum:
-    WATCH_SOURCE = 0
-    WATCH_ENGINE = 1
-    WATCH_MAILBOX = 2
-    WATCH_MASK = 3
 
 cdef enum:
     LOOK_EVENTS = 64
@@ -69,21 +52,6 @@ PLACES = ("set-up", "messages", "queues", "engines", "notifying a guest", "sleep
 
 
 # --- sources -------------------------------------------------------------------------------
-
-cdef int watch(reactor_t* reactor, int fd, void* what, uint32_t kind) noexcept nogil:
-    cdef epoll_event event
-    event.events = EPOLLIN | EPOLLET
-    event.data.u64 = <uint64_t>what | kind
-    if epoll_ctl(reactor.epoll, EPOLL_CTL_ADD, fd, &event) != 0:
-        return -errno
-    return 0
-
-
-cdef void unwatch(reactor_t* reactor, int fd) noexcept nogil:
-    cdef epoll_event unused
-    if fd >= 0:
-        epoll_ctl(reactor.epoll, EPOLL_CTL_DEL, fd, &unused)
-
 
 cdef void make_hot(reactor_t* reactor, source_t* source) noexcept nogil:
     source.state = SOURCE_HOT
@@ -110,7 +78,7 @@ cdef int reactor_attach(reactor_t* reactor, source_t* source) noexcept nogil:
     """Serve a source from now on; it is looked at in the next turn without a kick."""
     cdef int status = 0
     if source.kick >= 0:
-        status = watch(reactor, source.kick, source, WATCH_SOURCE)
+        status = watch(reactor.epoll, source.kick, source, WATCH_SOURCE)
         if status != 0:
             return status
     source.disarm(source)
@@ -121,7 +89,7 @@ cdef int reactor_attach(reactor_t* reactor, source_t* source) noexcept nogil:
 cdef void reactor_detach(reactor_t* reactor, source_t* source) noexcept nogil:
     if source.state == SOURCE_DETACHED:
         return
-    unwatch(reactor, source.kick)
+    unwatch(reactor.epoll, source.kick)
     if source.state == SOURCE_HOT:
         leave_hot(reactor, source)
     else:
@@ -132,10 +100,10 @@ cdef void reactor_detach(reactor_t* reactor, source_t* source) noexcept nogil:
 cdef int reactor_rewatch(reactor_t* reactor, source_t* source, int kick) noexcept nogil:
     """Replace the kick descriptor; the source is polled next, so no kick is lost."""
     cdef int status = 0
-    unwatch(reactor, source.kick)
+    unwatch(reactor.epoll, source.kick)
     source.kick = -1
     if kick >= 0:
-        status = watch(reactor, kick, source, WATCH_SOURCE)
+        status = watch(reactor.epoll, kick, source, WATCH_SOURCE)
         if status == 0:
             source.kick = kick
     if source.state == SOURCE_ARMED:
@@ -168,7 +136,7 @@ cdef int reactor_add_engine(reactor_t* reactor, engine_t* engine) noexcept nogil
     if reactor.engine_count == REACTOR_MAX_ENGINES:
         return -28  # ENOSPC
     if engine.fd >= 0:
-        status = watch(reactor, engine.fd, engine, WATCH_ENGINE)
+        status = watch(reactor.epoll, engine.fd, engine, WATCH_ENGINE)
         if status != 0:
             return status
     reactor.engines[reactor.engine_count] = engine
@@ -180,7 +148,7 @@ cdef void reactor_remove_engine(reactor_t* reactor, engine_t* engine) noexcept n
     cdef uint32_t i
     for i in range(reactor.engine_count):
         if reactor.engines[i] == engine:
-            unwatch(reactor, engine.fd)
+            unwatch(reactor.epoll, engine.fd)
             reactor.engine_count -= 1
             reactor.engines[i] = reactor.engines[reactor.engine_count]
             return
@@ -277,7 +245,9 @@ cdef void reactor_look(reactor_t* reactor, int timeout_ms) noexcept nogil:
 cdef bint engines_busy(reactor_t* reactor) noexcept nogil:
     cdef uint32_t i
     for i in range(reactor.engine_count):
-        if reactor.engines[i].unflushed or (reactor.engines[i].inflight and reactor.engines[i].fd < 0):
+        if reactor.engines[i].unflushed:
+            return True
+        if reactor.engines[i].inflight and reactor.engines[i].fd < 0:
             return True
     return False
 
@@ -393,13 +363,14 @@ cdef class Reactor:
             raise HostError("cannot make an epoll descriptor", errno)
         self.allocate_blocks()
         mailbox_open(&self.raw.mailbox)
-        watch(&self.raw, self.raw.mailbox.doorbell, &self.raw.mailbox, WATCH_MAILBOX)
+        watch(self.raw.epoll, self.raw.mailbox.doorbell, &self.raw.mailbox, WATCH_MAILBOX)
 
     cdef int allocate_blocks(self) except -1:
         cdef int i
         cdef iovec_block_t* blocks
-        self.block_memory = mmap(NULL, REACTOR_BLOCKS * sizeof(iovec_block_t), PROT_READ | PROT_WRITE,
-                                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        self.block_memory = mmap(NULL, REACTOR_BLOCKS * sizeof(iovec_block_t),
+                                 PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                                 -1, 0)
         if self.block_memory == MAP_FAILED:
             self.block_memory = NULL
             raise HostError(f"no memory for reactor {self.core}", errno)
