@@ -9,7 +9,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from drivebay.bdev.base cimport (
     BDEV_FUA, BDEV_VOLATILE_CACHE, CHANNEL_REMOVED, FRAME_DONE, FRAME_TAKEN, IO_FLUSH, IO_FUA,
-    IO_READ, IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE, SUBMIT_QUEUED, bdev_t, channel_settle,
+    IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE, SUBMIT_QUEUED, bdev_t, channel_settle,
     channel_t, io_complete, io_push, io_t, op_stats_t,
 )
 from drivebay.bdev.bounce cimport bounce_submit

@@ -368,9 +368,10 @@ cdef class Reactor:
     cdef int allocate_blocks(self) except -1:
         cdef int i
         cdef iovec_block_t* blocks
-        self.block_memory = mmap(NULL, REACTOR_BLOCKS * sizeof(iovec_block_t),
-                                 PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                                 -1, 0)
+        self.block_memory = mmap(
+            NULL, REACTOR_BLOCKS * sizeof(iovec_block_t), PROT_READ | PROT_WRITE,
+            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0,
+        )
         if self.block_memory == MAP_FAILED:
             self.block_memory = NULL
             raise HostError(f"no memory for reactor {self.core}", errno)
