@@ -33,8 +33,6 @@ _USED_ELEM_BYTES: Final = 8
 # flags and idx before each ring, used_event or avail_event behind it (virtio 1.3 §2.7.6, §2.7.8)
 _RING_FRAME_BYTES: Final = 6
 
-HostPlace = tuple[int, int, int]
-
 
 @dataclass(frozen=True, slots=True)
 class DeviceTerms:
@@ -112,18 +110,15 @@ class Ring:
 
     # Serving it -------------------------------------------------------------------------
 
-    def place(self, table: MemoryTable) -> HostPlace:
-        """Where the ring's three parts are in our memory. Raises: PeerError."""
+    def check_place(self, table: MemoryTable) -> None:
+        """Make sure that the ring's three parts lie in guest memory. Raises: PeerError."""
         assert self.addr is not None
-        name = f"queue {self.index}"
-        size, addr = self.size, self.addr
-        return (
-            table.resolve_user(addr.desc, size * _DESC_BYTES, f"{name} descriptor table"),
-            table.resolve_user(addr.avail, size * 2 + _RING_FRAME_BYTES, f"{name} avail ring"),
-            table.resolve_user(
-                addr.used, size * _USED_ELEM_BYTES + _RING_FRAME_BYTES, f"{name} used ring"
-            ),
-        )
+        for what, address, length in (
+            ("descriptor table", self.addr.desc, self.size * _DESC_BYTES),
+            ("avail ring", self.addr.avail, self.size * 2 + _RING_FRAME_BYTES),
+            ("used ring", self.addr.used, self.size * _USED_ELEM_BYTES + _RING_FRAME_BYTES),
+        ):
+            table.resolve_user(address, length, f"queue {self.index} {what}")
 
     def start(
         self,
@@ -151,8 +146,7 @@ class Ring:
             on_broken=on_broken,
         )
         self.queue = queue
-        answers = [] if self.enabled else [queue.set_enabled(False)]
-        return [*answers, queue.start(**self._fds)]
+        return [queue.set_enabled(self.enabled), queue.start(**self._fds)]
 
     def set_enabled(self, enabled: bool) -> list[Answer]:
         """SET_VRING_ENABLE."""

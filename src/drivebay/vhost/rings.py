@@ -48,7 +48,7 @@ class Rings:
         wait: Wait,
         on_ring_broken: Callable[[Ring, str], None],
         on_memory_broken: Callable[[], None],
-        on_suspended: Callable[[Ring, PeerError], None],
+        on_suspended: Callable[[Ring], None],
     ) -> None:
         self._session_id = session_id
         self._disk = disk
@@ -95,7 +95,7 @@ class Rings:
                 f"queue {ring.index} starts, but no guest memory is shared",
                 hint="start QEMU with -object memory-backend-memfd,share=on",
             )
-        ring.place(self._table)
+        ring.check_place(self._table)
         await self._serve(ring, self._table)
 
     async def _serve(self, ring: Ring, table: MemoryTable) -> None:
@@ -119,12 +119,10 @@ class Rings:
         """Serve a started ring that has no queue, or leave it suspended."""
         if self._table is None or not ring.started or ring.queue is not None:
             return
-        try:
-            ring.place(self._table)
-        except PeerError as absent:
-            self._on_suspended(ring, absent)
-            return
-        await self._serve(ring, self._table)
+        if _lies_in(ring, self._table):
+            await self._serve(ring, self._table)
+        else:
+            self._on_suspended(ring)
 
     async def set_enabled(self, ring: Ring, enabled: bool) -> None:
         await self._wait(ring.set_enabled(enabled), "to enable or disable a queue")
@@ -164,8 +162,8 @@ class Rings:
         """Take a new memory table; returns when the old one is used no more, and unmapped.
 
         A region with descriptor -1 is one of the present table's and keeps its mapping.
-        A ring whose place in our memory changes is stopped and started, invisibly to the
-        guest; one whose memory went away is suspended until it is back.
+        A running ring follows its memory; one whose memory went away is suspended until it
+        is back.
         Raises: PeerError, HostError.
         """
         old = self._table
@@ -173,19 +171,19 @@ class Rings:
         if regions:
             new = await asyncio.to_thread(MemoryTable, regions, old, self._on_memory_broken)
             self._tables.append(new)
-        moving: list[Ring] = []
+        homeless: list[Ring] = []
         answers: list[Answer] = []
         for ring in self:
             if ring.queue is None:
                 continue
-            if new is not None and old is not None and _same_place(ring, old, new):
+            if new is not None and _lies_in(ring, new):
                 answers.append(ring.queue.set_table(new))
             else:
-                moving.append(ring)
+                homeless.append(ring)
                 answers.extend(ring.stop())
         self._table = new
         await self._wait(answers, why)
-        for ring in moving:
+        for ring in homeless:
             ring.stopped()
         for ring in list(self):
             await self._resume(ring)
@@ -223,8 +221,9 @@ class Rings:
         await self._close_channels()
 
 
-def _same_place(ring: Ring, old: MemoryTable, new: MemoryTable) -> bool:
+def _lies_in(ring: Ring, table: MemoryTable) -> bool:
     try:
-        return ring.place(old) == ring.place(new)
+        ring.check_place(table)
     except PeerError:
         return False
+    return True

@@ -189,8 +189,10 @@ class Session:
     def _memory_broken(self) -> None:
         self.end("its guest memory was truncated while it was in use")
 
-    def _ring_suspended(self, ring: Ring, absent: PeerError) -> None:
-        _log.info("session '%s': queue %d is suspended: %s", self.name, ring.index, absent)
+    def _ring_suspended(self, ring: Ring) -> None:
+        _log.info(
+            "session '%s': queue %d is suspended until its memory is back", self.name, ring.index
+        )
 
     # What the controller asks -----------------------------------------------------------
 

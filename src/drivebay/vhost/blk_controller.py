@@ -1,0 +1,295 @@
+"""A vhost-user-blk controller: one bdev, one socket, and everybody who is connected to it.
+
+Context: control. Several sessions may use one controller at the same time, as
+several virtual machines may open one disk. When the bdev goes away the
+controller and its sessions stay: the disk has no capacity then, and I/O fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
+
+from drivebay.bdev.base import Bdev, Channel, Listener
+from drivebay.errors import DrivebayError, InUse, StateError
+from drivebay.reactor.reactor import Reactor
+from drivebay.vhost.complaints import Complaints
+from drivebay.vhost.connection import Connection
+from drivebay.vhost.listening_socket import ListeningSocket
+from drivebay.vhost.removed_disk import RemovedDisk
+from drivebay.vhost.session import Session
+from drivebay.wire.vhost_user import MAX_QUEUES
+from drivebay.wire.virtio_blk import SECTOR_BYTES, BlkConfig, BlkFeature, feature_mask
+
+__all__ = ["TRANSPORT", "BdevSource", "BlkController", "SessionNumbers"]
+
+_log = logging.getLogger(__name__)
+
+TRANSPORT: Final = "vhost_user_blk"
+SEG_MAX: Final = 126  # with header and status a request fills a ring of 128
+MAX_RANGE_SECTORS: Final = 32768  # of one discard or write-zeroes segment: 16 MiB
+ACCEPT_PAUSE_S: Final = 0.5
+
+# What vhost_get_controllers shows of interrupt coalescing, which is off.
+_NO_COALESCING: Final = {"delay_base_us": 0, "iops_threshold": 60000}
+
+
+class BdevSource(Protocol):
+    """What of the bdev registry a controller uses."""
+
+    async def open_channel(self, bdev: Bdev, reactor: Reactor) -> Channel: ...
+    async def close_channel(self, channel: Channel) -> None: ...
+    def subscribe(self, bdev: Bdev, listener: Listener) -> None: ...
+    def unsubscribe(self, bdev: Bdev, listener: Listener) -> None: ...
+
+
+class SessionNumbers:
+    """The lowest free number for each session of the process; used again after its end."""
+
+    def __init__(self) -> None:
+        self._taken: set[int] = set()
+
+    def take(self) -> int:
+        number = next(n for n in range(len(self._taken) + 1) if n not in self._taken)
+        self._taken.add(number)
+        return number
+
+    def give_back(self, number: int) -> None:
+        self._taken.discard(number)
+
+
+def offered_features(bdev: Bdev, readonly: bool) -> int:
+    """The virtio features for a bdev. SIZE_MAX is not among them: segments have no limit.
+
+    virtio 1.3 §5.2.5.2: a device that offers CONFIG_WCE must offer FLUSH.
+    """
+    features = feature_mask(
+        BlkFeature.SEG_MAX,
+        BlkFeature.BLK_SIZE,
+        BlkFeature.TOPOLOGY,
+        BlkFeature.MQ,
+        BlkFeature.RING_INDIRECT_DESC,
+        BlkFeature.RING_EVENT_IDX,
+        BlkFeature.VERSION_1,
+    )
+    if "flush" in bdev.io_types:
+        features |= feature_mask(BlkFeature.FLUSH, BlkFeature.CONFIG_WCE)
+    if readonly:
+        return features | feature_mask(BlkFeature.RO)
+    if "unmap" in bdev.io_types:
+        features |= feature_mask(BlkFeature.DISCARD)
+    if "write_zeroes" in bdev.io_types:
+        features |= feature_mask(BlkFeature.WRITE_ZEROES)
+    return features
+
+
+class BlkController:
+    """One controller; Controllers makes and keeps them."""
+
+    def __init__(
+        self,
+        name: str,
+        bdev: Bdev,
+        *,
+        readonly: bool,
+        cpumask: int,
+        reactors: Sequence[Reactor],
+        listening: ListeningSocket,
+        source: BdevSource,
+        removed: RemovedDisk,
+        numbers: SessionNumbers,
+    ) -> None:
+        """``reactors`` are those of the cpumask, the one for the first queue in front."""
+        self.name = name
+        self.bdev: Bdev | None = bdev
+        self.readonly = readonly or bdev.readonly
+        self.cpumask = cpumask
+        self.disk_name = bdev.name
+        self.sessions: dict[Session, asyncio.Task[None]] = {}
+        self._asked_readonly = readonly
+        self._features = offered_features(bdev, self.readonly)
+        self._block_size = bdev.block_size
+        self._unmaps = "unmap" in bdev.io_types
+        self._reactors = tuple(reactors)
+        self._listening = listening
+        self._source = source
+        self._removed = removed
+        self._numbers = numbers
+        self._complaints = Complaints(_log)
+        self._next_session_id = 0
+        self._accepting = asyncio.create_task(self._accept())
+        source.subscribe(bdev, self._on_bdev_event)
+
+    @property
+    def socket_path(self) -> str:
+        return str(self._listening.path)
+
+    # What a session asks (handlers.Device) ----------------------------------------------
+
+    def features(self) -> int:
+        return self._features
+
+    def config_space(self, writeback: bool) -> bytes:
+        """``struct virtio_blk_config``; the capacity is 0 once the bdev is gone."""
+        bdev = self.bdev
+        discards = self._features >> BlkFeature.DISCARD & 1
+        zeroes = self._features >> BlkFeature.WRITE_ZEROES & 1
+        return BlkConfig(
+            capacity_sectors=bdev.num_blocks * bdev.block_size // SECTOR_BYTES if bdev else 0,
+            seg_max=SEG_MAX,
+            blk_size=self._block_size,
+            num_queues=MAX_QUEUES,
+            writeback=writeback,
+            min_io_size_blocks=1,
+            max_discard_sectors=MAX_RANGE_SECTORS * discards,
+            max_discard_seg=discards,
+            discard_sector_alignment=self._block_size // SECTOR_BYTES * discards,
+            max_write_zeroes_sectors=MAX_RANGE_SECTORS * zeroes,
+            max_write_zeroes_seg=zeroes,
+            write_zeroes_may_unmap=bool(zeroes) and self._unmaps,
+        ).pack()
+
+    def complain(self, sentence: str) -> None:
+        self._complaints.add(sentence)
+
+    def reactor_for(self, session_id: int, index: int) -> Reactor:
+        """Queues go round the reactors; each session begins at the next one."""
+        return self._reactors[(session_id + index) % len(self._reactors)]
+
+    async def open_channel(self, reactor: Reactor) -> Channel:
+        if self.bdev is not None:
+            try:
+                return await self._source.open_channel(self.bdev, reactor)
+            except StateError as being_removed:
+                _log.info("controller '%s': %s", self.name, being_removed)
+        return await self._removed.channel(reactor)
+
+    async def close_channel(self, channel: Channel) -> None:
+        if not self._removed.owns(channel):
+            await self._source.close_channel(channel)
+
+    # Sessions ---------------------------------------------------------------------------
+
+    async def _accept(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                sock, _address = await loop.sock_accept(self._listening.socket)
+            except OSError as error:
+                self.complain(f"controller '{self.name}' cannot accept a connection: {error}")
+                await asyncio.sleep(ACCEPT_PAUSE_S)
+                continue
+            self.begin_session(sock)
+
+    def begin_session(self, sock: socket.socket) -> Session:
+        """Serve one connected socket, which is the session's from now on."""
+        session = Session(Connection(sock), self, self._numbers.take(), self._next_session_id)
+        self._next_session_id += 1
+        task = asyncio.create_task(session.run())
+        self.sessions[session] = task
+        task.add_done_callback(lambda done: self._session_done(session, done))
+        return session
+
+    def _session_done(self, session: Session, task: asyncio.Task[None]) -> None:
+        del self.sessions[session]
+        self._numbers.give_back(session.vid)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _log.error("session '%s' ended by a fault of ours", session.name, exc_info=error)
+
+    def connected(self) -> list[Session]:
+        return [session for session in self.sessions if not session.ended.is_set()]
+
+    # The bdev's events ------------------------------------------------------------------
+
+    async def _on_bdev_event(self, _bdev: Bdev, event: str) -> None:
+        if event == "remove":
+            self.bdev = None
+            _log.warning(
+                "controller '%s' has lost bdev '%s': its disk has no capacity now",
+                *(self.name, self.disk_name),
+            )
+        for session in self.connected():
+            session.config_changed()
+        if event == "remove":
+            await asyncio.gather(*(self._leave_disk(session) for session in self.connected()))
+
+    async def _leave_disk(self, session: Session) -> None:
+        try:
+            await session.leave_disk()
+        except DrivebayError as error:
+            session.end(str(error))
+
+    # Management -------------------------------------------------------------------------
+
+    def describe(self) -> dict[str, Any]:
+        """What vhost_get_controllers shows; ``lingering`` only while there is any.
+
+        A lingering session has ended, but its last requests are still with the bdev.
+        """
+        shown = {
+            "ctrlr": self.name,
+            "cpumask": f"{self.cpumask:#x}",
+            **_NO_COALESCING,
+            "socket": self.socket_path,
+            "sessions": [_describe_session(session) for session in self.connected()],
+            "backend_specific": {
+                "block": {
+                    "readonly": self.readonly,
+                    "bdev": self.bdev.name if self.bdev is not None else None,
+                    "transport": TRANSPORT,
+                }
+            },
+        }
+        lingering = len(self.sessions) - len(self.connected())
+        return {**shown, "lingering": lingering} if lingering else shown
+
+    def save(self) -> tuple[str, dict[str, Any]] | None:
+        """The RPC call that makes it again; None when its bdev is gone."""
+        if self.bdev is None:
+            return None
+        return "vhost_create_blk_controller", {
+            "ctrlr": self.name,
+            "dev_name": self.bdev.name,
+            "cpumask": f"{self.cpumask:x}",
+            "readonly": self._asked_readonly,
+            "transport": TRANSPORT,
+        }
+
+    def refuse_if_connected(self) -> None:
+        """Raises: InUse."""
+        count = len(self.connected())
+        if count:
+            raise InUse(
+                f"controller '{self.name}' has {count} connected session{'s' * (count > 1)}",
+                hint='disconnect, or call vhost_delete_controller with "force": true',
+            )
+
+    async def close(self, on_draining: Callable[[asyncio.Task[None]], None]) -> None:
+        """Stop listening and end all sessions; returns when their sockets are closed.
+
+        What still drains then is handed to ``on_draining``.
+        """
+        self._accepting.cancel()
+        await asyncio.wait([self._accepting])  # it looks at the socket until then
+        self._listening.close()
+        if self.bdev is not None:
+            self._source.unsubscribe(self.bdev, self._on_bdev_event)
+        for session, task in list(self.sessions.items()):
+            on_draining(task)
+            session.end("the controller is deleted")
+        await asyncio.gather(*(session.ended.wait() for session in list(self.sessions)))
+
+
+def _describe_session(session: Session) -> dict[str, Any]:
+    started = session.rings.started
+    return {
+        "vid": session.vid,
+        "id": session.id,
+        "name": session.name,
+        "started": started > 0,
+        "max_queues": started,
+        "inflight_task_cnt": session.rings.inflight,
+    }

@@ -1,0 +1,183 @@
+"""All vhost controllers of this process: making, finding and deleting them.
+
+Context: control.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import grp
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+from drivebay.bdev.base import Bdev
+from drivebay.errors import AlreadyExists, HostError, NotFound, UsageError
+from drivebay.reactor.reactor import Reactor
+from drivebay.vhost.blk_controller import TRANSPORT, BdevSource, BlkController, SessionNumbers
+from drivebay.vhost.cpumask import parse_cpumask
+from drivebay.vhost.listening_socket import ListeningSocket
+from drivebay.vhost.removed_disk import RemovedDisk
+
+__all__ = ["Controllers"]
+
+_log = logging.getLogger(__name__)
+
+DEFAULT_SOCKET_MODE: Final = 0o600
+MAX_NAME_BYTES: Final = 255
+
+
+class Registry(BdevSource, Protocol):
+    """The bdev registry, as far as controllers need it."""
+
+    def get(self, name: str) -> Bdev:
+        """Raises: NotFound."""
+
+    def require_unclaimed(self, bdev: Bdev) -> None:
+        """Raises: InUse, with errno EPERM."""
+
+
+class Controllers:
+    """The controllers by name, in the order in which they were made."""
+
+    def __init__(
+        self,
+        directory: Path,
+        reactors: Sequence[Reactor],
+        registry: Registry,
+        *,
+        socket_mode: int | None = None,
+        socket_group: str | None = None,
+    ) -> None:
+        """``directory`` is where the sockets are made. Raises: UsageError."""
+        self._directory = directory
+        self._reactors = tuple(reactors)
+        self._registry = registry
+        self._mode = DEFAULT_SOCKET_MODE if socket_mode is None else socket_mode
+        self._group = _group_id(socket_group) if socket_group is not None else None
+        self._controllers: dict[str, BlkController] = {}
+        self._numbers = SessionNumbers()
+        self._removed = RemovedDisk()
+        self._draining: set[asyncio.Task[None]] = set()
+        self._turn = 0
+
+    def __iter__(self) -> Iterator[BlkController]:
+        return iter(list(self._controllers.values()))
+
+    def get(self, name: str) -> BlkController:
+        """Raises: NotFound."""
+        controller = self._controllers.get(name)
+        if controller is None:
+            raise NotFound(
+                f"no vhost controller is called '{name[:MAX_NAME_BYTES]}'",
+                hint="vhost_get_controllers lists them",
+            )
+        return controller
+
+    async def create_blk(
+        self,
+        name: str,
+        dev_name: str,
+        *,
+        cpumask: str | None = None,
+        readonly: bool = False,
+        packed_ring: bool = False,
+        transport: str | None = None,
+    ) -> BlkController:
+        """Offer a bdev on a socket of that name.
+
+        Checked in SPDK's order, so that a request with two faults gets its answer.
+        Raises: UsageError, NotFound, InUse, AlreadyExists, HostError.
+        """
+        if transport not in (None, TRANSPORT):
+            raise UsageError(
+                f"no transport is called '{transport}'", field="transport", hint=f"use {TRANSPORT}"
+            )
+        if packed_ring:
+            raise UsageError(
+                "packed rings are not served yet",
+                field="packed_ring",
+                hint="leave packed_ring out; guests use split rings then",
+            )
+        bdev = self._registry.get(dev_name)
+        self._registry.require_unclaimed(bdev)
+        mask, reactors = self._choose_reactors(cpumask)
+        _check_name(name)
+        if name in self._controllers:
+            raise AlreadyExists(f"a vhost controller is called '{name}' already")
+        listening = ListeningSocket(self._directory / name, self._mode, self._group)
+        controller = BlkController(
+            name,
+            bdev,
+            readonly=readonly,
+            cpumask=mask,
+            reactors=reactors,
+            listening=listening,
+            source=self._registry,
+            removed=self._removed,
+            numbers=self._numbers,
+        )
+        self._controllers[name] = controller
+        self._turn += 1
+        _log.info("controller '%s' serves bdev '%s' at %s", name, bdev.name, listening.path)
+        return controller
+
+    def _choose_reactors(self, cpumask: str | None) -> tuple[int, list[Reactor]]:
+        """The mask, and its reactors beginning with the one whose turn it is."""
+        ours = 0
+        for reactor in self._reactors:
+            ours |= 1 << reactor.core
+        mask = ours if cpumask is None else parse_cpumask(cpumask)
+        if mask & ~ours:
+            raise UsageError(
+                f"cpumask {mask:#x} has cores on which no reactor runs (those with one: {ours:#x})",
+                field="cpumask",
+                hint="start the target with these cores in -m",
+            )
+        chosen = [reactor for reactor in self._reactors if mask >> reactor.core & 1]
+        turn = self._turn % len(chosen)
+        return mask, chosen[turn:] + chosen[:turn]
+
+    async def delete(self, name: str, *, force: bool = False) -> None:
+        """Remove a controller and its socket. Raises: NotFound, InUse while one is connected.
+
+        ``force`` ends its sessions; their last requests may still drain afterwards.
+        """
+        controller = self.get(name)
+        if not force:
+            controller.refuse_if_connected()
+        del self._controllers[name]
+        await controller.close(self._keep_until_drained)
+
+    def _keep_until_drained(self, task: asyncio.Task[None]) -> None:
+        self._draining.add(task)
+        task.add_done_callback(self._draining.discard)
+
+    async def close(self) -> None:
+        """End everything, and wait until nothing is in flight any more."""
+        for controller in self:
+            await self.delete(controller.name, force=True)
+        while self._draining:
+            await asyncio.wait(list(self._draining))
+        await self._removed.close()
+
+
+def _check_name(name: str) -> None:
+    if not name or "\0" in name:
+        raise UsageError("a vhost controller's name is empty or has a zero byte", field="ctrlr")
+    if "/" in name or name in (".", ".."):
+        raise HostError(
+            f"vhost controller '{name[:MAX_NAME_BYTES]}' would have its socket in another folder",
+            errno.EIO,
+        )
+
+
+def _group_id(name: str) -> int:
+    try:
+        return grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise UsageError(
+            f"no group is called '{name}'", field="socket_group", hint="see /etc/group"
+        ) from None
