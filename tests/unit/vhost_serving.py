@@ -1,4 +1,4 @@
-"""A controller that serves on a real socket, in a thread, over a data plane of the test's choice."""
+"""A controller that serves on a real socket, in a thread, over a fake data plane."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ RING_SIZE = 64
 
 
 def open_fds() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 class FakeRegistry:

@@ -28,7 +28,8 @@ class MemoryTable:
     ) -> None:
         """Map the regions; those unchanged since ``previous`` keep their mapping.
 
-        The descriptors are borrowed: the caller closes them.
+        The descriptors are borrowed: the caller closes them. A region with
+        descriptor -1 is one of ``previous``'s and keeps its mapping.
         Raises: PeerError for a region that overlaps, wraps, is not backed by its
         file or not by memfd, tmpfs or hugetlbfs; HostError when mmap fails.
         ``on_broken`` is called from ControlMailbox.drain() after a page fault

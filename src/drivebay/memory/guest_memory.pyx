@@ -237,6 +237,17 @@ cdef bint memtable_read(
     return True
 
 
+cdef Mapping kept_mapping(MemoryTable previous, object region):
+    """The mapping of a region that comes without a descriptor. Raises: PeerError."""
+    cdef Mapping mapping
+    if previous is not None:
+        for other, mapping in zip(previous.regions, previous.mappings):
+            if other[:4] == region[:4]:
+                return mapping
+    raise PeerError(
+        f"memory region at guest address {region.guest_addr:#x} came without a descriptor")
+
+
 cdef class MemoryTable:
     def __init__(self, regions, MemoryTable previous=None, on_broken=None):
         global last_generation
@@ -255,10 +266,13 @@ cdef class MemoryTable:
                 known[mapping.key] = mapping
         for i, region in enumerate(regions):
             check_region(region, regions[:i])
-            key, page = identify(region)
-            mapping = known.get(key)
-            if mapping is None or slots[mapping.slot].broken:
-                mapping = Mapping(key, region.mmap_offset, region.size, region.fd, page)
+            if region.fd < 0:
+                mapping = kept_mapping(previous, region)
+            else:
+                key, page = identify(region)
+                mapping = known.get(key)
+                if mapping is None or slots[mapping.slot].broken:
+                    mapping = Mapping(key, region.mmap_offset, region.size, region.fd, page)
             self.mappings.append(mapping)
             self.raw.regions[i] = region_t(
                 region.guest_addr, region.size, region.user_addr,

@@ -1,0 +1,272 @@
+"""Making, showing and deleting controllers, and what their sockets look like in a folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from drivebay.errors import AlreadyExists, HostError, InUse, NotFound, UsageError
+from drivebay.vhost.cpumask import parse_cpumask
+from drivebay.wire.virtio_blk import BlkFeature
+from tests.fakes.dataplane import FakeBdev
+from tests.unit.vhost_serving import Serving, negotiate
+
+
+@pytest.fixture
+def serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving]:
+    read_only = FakeBdev("Ro0", readonly=True)
+    plain = FakeBdev("Plain0", io_types=frozenset({"read", "write"}), block_size=4096)
+    with Serving(tmp_path, monkeypatch, FakeBdev(), read_only, plain, cores=2) as running:
+        yield running
+
+
+def test_a_controller_describes_itself_as_spdk_does(serving: Serving) -> None:
+    controller = serving.create(cpumask="0x2")
+    assert serving.call(controller.describe) == {
+        "ctrlr": "vhost.0",
+        "cpumask": "0x2",
+        "delay_base_us": 0,
+        "iops_threshold": 60000,
+        "socket": str(serving.directory / "vhost.0"),
+        "sessions": [],
+        "backend_specific": {
+            "block": {"readonly": False, "bdev": "Fake0", "transport": "vhost_user_blk"}
+        },
+    }
+
+
+def test_sessions_are_shown_by_number_id_and_name(serving: Serving) -> None:
+    controller = serving.create()
+    with serving.connect() as front:
+        negotiate(front)
+    serving.until_empty()
+    with serving.connect() as front:
+        negotiate(front)
+        assert serving.call(controller.describe)["sessions"] == [
+            {
+                "vid": 0,
+                "id": 1,
+                "name": "vhost.0s0",
+                "started": False,
+                "max_queues": 0,
+                "inflight_task_cnt": 0,
+            }
+        ]
+
+
+def test_save_is_the_call_that_makes_it_again(serving: Serving) -> None:
+    controller = serving.create(cpumask="[0-1]", readonly=True)
+    assert serving.call(controller.save) == (
+        "vhost_create_blk_controller",
+        {
+            "ctrlr": "vhost.0",
+            "dev_name": "Fake0",
+            "cpumask": "3",
+            "readonly": True,
+            "transport": "vhost_user_blk",
+        },
+    )
+
+
+def bits(features: int) -> set[int]:
+    return {bit for bit in range(64) if features >> bit & 1}
+
+
+ALWAYS = {
+    BlkFeature.SEG_MAX,
+    BlkFeature.BLK_SIZE,
+    BlkFeature.TOPOLOGY,
+    BlkFeature.MQ,
+    BlkFeature.RING_INDIRECT_DESC,
+    BlkFeature.RING_EVENT_IDX,
+    BlkFeature.VERSION_1,
+}
+
+
+@pytest.mark.parametrize(
+    ("dev_name", "readonly", "more"),
+    [
+        (
+            "Fake0",
+            False,
+            {
+                BlkFeature.FLUSH,
+                BlkFeature.CONFIG_WCE,
+                BlkFeature.DISCARD,
+                BlkFeature.WRITE_ZEROES,
+            },
+        ),
+        ("Fake0", True, {BlkFeature.FLUSH, BlkFeature.CONFIG_WCE, BlkFeature.RO}),
+        ("Ro0", False, {BlkFeature.FLUSH, BlkFeature.CONFIG_WCE, BlkFeature.RO}),
+        ("Plain0", False, set()),
+    ],
+)
+def test_features_follow_the_bdev(
+    serving: Serving, dev_name: str, readonly: bool, more: set[BlkFeature]
+) -> None:
+    serving.create("vhost.f", dev_name, readonly=readonly)
+    with serving.connect("vhost.f") as front:
+        assert bits(front.get_features()) == ALWAYS | more | {30}
+
+
+def test_the_configuration_is_in_sectors_whatever_the_block_size(serving: Serving) -> None:
+    controller = serving.create("vhost.p", "Plain0")
+    space = controller.config_space(writeback=True)
+    assert int.from_bytes(space[0:8], "little") == 2048 * 8
+    assert int.from_bytes(space[20:24], "little") == 4096
+    assert space[36:60] == bytes(24)  # neither discard nor write zeroes
+
+
+def test_discard_is_aligned_to_blocks(serving: Serving) -> None:
+    serving.registry.bdevs["Big0"] = FakeBdev("Big0", block_size=4096)
+    space = serving.create("vhost.b", "Big0").config_space(writeback=True)
+    assert int.from_bytes(space[44:48], "little") == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "code"),
+    [
+        ({"dev_name": "nosuch"}, NotFound, errno.ENODEV),
+        ({"transport": "bogus"}, UsageError, errno.EINVAL),
+        ({"packed_ring": True}, UsageError, errno.EINVAL),
+        ({"cpumask": ""}, UsageError, errno.EINVAL),
+        ({"cpumask": "0"}, UsageError, errno.EINVAL),
+        ({"cpumask": "0x4"}, UsageError, errno.EINVAL),
+        ({"cpumask": "[0,9]"}, UsageError, errno.EINVAL),
+        ({"cpumask": "-1"}, UsageError, errno.EINVAL),
+        ({"cpumask": "[1-0]"}, UsageError, errno.EINVAL),
+        ({"name": ""}, UsageError, errno.EINVAL),
+        ({"name": "a\0b"}, UsageError, errno.EINVAL),
+        ({"name": "a/b"}, HostError, errno.EIO),
+        ({"name": ".."}, HostError, errno.EIO),
+        ({"name": "plainfile"}, HostError, errno.EIO),
+        ({"name": "taken"}, AlreadyExists, errno.EEXIST),
+        ({"name": "x" * 108}, UsageError, errno.EINVAL),
+    ],
+    ids=str,
+)
+def test_what_is_refused_leaves_nothing_behind(
+    serving: Serving, arguments: dict[str, object], error: type[Exception], code: int
+) -> None:
+    (serving.directory / "plainfile").write_text("not ours")
+    serving.create("taken")
+    before = sorted(serving.directory.iterdir())
+    with pytest.raises(error) as caught:
+        serving.create(**{"name": "vhost.0", **arguments})  # type: ignore[arg-type]
+    assert getattr(caught.value, "errno", None) == code
+    assert sorted(serving.directory.iterdir()) == before
+    assert [controller.name for controller in serving.controllers] == ["taken"]
+
+
+def test_a_path_that_just_fits_is_served(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path_factory.mktemp("s")
+    name = "n" * (107 - len(os.fsencode(folder)) - 1)
+    with Serving(folder, monkeypatch) as serving:
+        serving.create(name)
+        with serving.connect(name) as front:
+            assert front.get_features()
+        with pytest.raises(UsageError, match="108 bytes long"):
+            serving.create(name + "n")
+
+
+def test_only_the_owner_may_connect(serving: Serving) -> None:
+    serving.create()
+    mode = (serving.directory / "vhost.0").stat().st_mode
+    assert stat.S_IMODE(mode) == 0o600
+
+
+def test_a_stale_socket_is_replaced(serving: Serving) -> None:
+    path = serving.directory / "vhost.0"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(os.fspath(path))
+    serving.create()
+    with serving.connect() as front:
+        assert front.get_features()
+
+
+def test_a_socket_that_somebody_serves_is_left_alone(serving: Serving) -> None:
+    path = serving.directory / "vhost.0"
+    with socket.socket(socket.AF_UNIX) as alive:
+        alive.bind(os.fspath(path))
+        alive.listen()
+        with pytest.raises(InUse, match="another process"):
+            serving.create()
+    assert path.exists()
+
+
+def test_deleting_removes_the_socket_unless_it_is_no_longer_ours(serving: Serving) -> None:
+    path = serving.directory / "vhost.0"
+    serving.create()
+    serving.run(serving.controllers.delete("vhost.0"))
+    assert not path.exists()
+    serving.create()
+    path.unlink()
+    path.write_text("somebody else's")
+    serving.run(serving.controllers.delete("vhost.0"))
+    assert path.read_text() == "somebody else's"
+    path.unlink()
+
+
+def test_deleting_under_a_session_needs_force(serving: Serving) -> None:
+    serving.create()
+    with serving.connect() as front:
+        negotiate(front)
+        with pytest.raises(InUse, match="1 connected session") as caught:
+            serving.run(serving.controllers.delete("vhost.0"))
+        assert caught.value.hint is not None
+        assert "force" in caught.value.hint
+        assert front.get_queue_num() == 256
+        serving.run(serving.controllers.delete("vhost.0", force=True))
+        assert front.hung_up()
+    with pytest.raises(NotFound):
+        serving.controllers.get("vhost.0")
+    serving.create()  # the name is free again
+
+
+def test_deleting_what_is_not_there(serving: Serving) -> None:
+    with pytest.raises(NotFound, match="'nosuch'"):
+        serving.run(serving.controllers.delete("nosuch"))
+
+
+def test_sentences_beyond_a_burst_are_only_counted(
+    serving: Serving, caplog: pytest.LogCaptureFixture
+) -> None:
+    serving.create()
+    for _ in range(50):
+        with serving.connect() as front:
+            front.send_raw(bytes(12))
+            assert front.hung_up()
+    serving.until_empty()
+    ends = [text for text in caplog.messages if " ends: message 0 has version 0" in text]
+    assert len(ends) == 20
+
+
+@pytest.mark.parametrize(
+    ("text", "mask"),
+    [
+        ("0x1", 1),
+        ("3", 3),
+        ("0XfF", 255),
+        ("[0]", 1),
+        ("[1,3-5]", 0b111010),
+        ("[ 0 , 2 ]", 5),
+    ],
+)
+def test_cpumasks(text: str, mask: int) -> None:
+    assert parse_cpumask(text) == mask
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0x", "0", "[]", "[0", "0]", "[a]", "[-1]", "[2-1]", "[9999999]", "g", "1,2"]
+)
+def test_what_is_no_cpumask(text: str) -> None:
+    with pytest.raises(UsageError):
+        parse_cpumask(text)
