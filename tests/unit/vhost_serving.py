@@ -18,7 +18,13 @@ from drivebay.vhost import ring as ring_module
 from drivebay.vhost.blk_controller import BlkController
 from drivebay.vhost.controllers import Controllers
 from tests.fakes.dataplane import FakeBdev, FakeChannel, FakePlane, FakeQueue, FakeReactor
-from tests.fakes.front_end import F_PROTOCOL_FEATURES, FrontEnd, Protocol
+from tests.fakes.front_end import (
+    F_PROTOCOL_FEATURES,
+    FrontEnd,
+    HungUp,
+    Protocol,
+    Refused,
+)
 from tests.fakes.memory import GuestMemory
 
 TIMEOUT_S = 20
@@ -158,11 +164,16 @@ def start_ring(
     ]
     desc, avail, used = (memory.user_addr(address) for address in where)
     kick, call = os.eventfd(0), os.eventfd(0)
-    front.set_vring_num(index, RING_SIZE)
-    front.set_vring_base(index, base)
-    front.set_vring_addr(index, desc, avail, used)
-    front.set_vring_kick(index, kick)
-    front.set_vring_call(index, call)
-    if enable:
-        front.set_vring_enable(index)
+    try:
+        front.set_vring_num(index, RING_SIZE)
+        front.set_vring_base(index, base)
+        front.set_vring_addr(index, desc, avail, used)
+        front.set_vring_kick(index, kick)
+        front.set_vring_call(index, call)
+        if enable:
+            front.set_vring_enable(index)
+    except (Refused, HungUp):
+        os.close(kick)
+        os.close(call)
+        raise
     return kick, call

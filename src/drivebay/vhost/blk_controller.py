@@ -11,9 +11,9 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from drivebay.bdev.base import Bdev, Channel, Listener
+from drivebay.bdev.base import Bdev, Channel
 from drivebay.errors import DrivebayError, InUse, StateError
 from drivebay.reactor.reactor import Reactor
 from drivebay.vhost.complaints import Complaints
@@ -23,6 +23,9 @@ from drivebay.vhost.removed_disk import RemovedDisk
 from drivebay.vhost.session import Session
 from drivebay.wire.vhost_user import MAX_QUEUES
 from drivebay.wire.virtio_blk import SECTOR_BYTES, BlkConfig, BlkFeature, feature_mask
+
+if TYPE_CHECKING:
+    from drivebay.bdev.base import Listener
 
 __all__ = ["TRANSPORT", "BdevSource", "BlkController", "SessionNumbers"]
 
@@ -120,8 +123,9 @@ class BlkController:
         self._numbers = numbers
         self._complaints = Complaints(_log)
         self._next_session_id = 0
-        self._accepting = asyncio.create_task(self._accept())
+        self._pause: asyncio.TimerHandle | None = None
         source.subscribe(bdev, self._on_bdev_event)
+        self._listen()
 
     @property
     def socket_path(self) -> str:
@@ -173,16 +177,30 @@ class BlkController:
 
     # Sessions ---------------------------------------------------------------------------
 
-    async def _accept(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, _address = await loop.sock_accept(self._listening.socket)
-            except OSError as error:
-                self.complain(f"controller '{self.name}' cannot accept a connection: {error}")
-                await asyncio.sleep(ACCEPT_PAUSE_S)
-                continue
-            self.begin_session(sock)
+    def _listen(self) -> None:
+        self._pause = None
+        asyncio.get_running_loop().add_reader(self._listening.socket, self._accept)
+
+    def _stop_listening(self) -> None:
+        if self._pause is not None:
+            self._pause.cancel()
+        asyncio.get_running_loop().remove_reader(self._listening.socket)
+        self._listening.close()
+
+    def _accept(self) -> None:
+        """Take one waiting connection; the loop calls again while there are more."""
+        try:
+            sock, _address = self._listening.socket.accept()
+        except BlockingIOError:
+            return  # it gave up waiting
+        except OSError as error:
+            # Most likely there are no descriptors left: it waits in the backlog meanwhile.
+            self.complain(f"controller '{self.name}' cannot accept a connection: {error}")
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._listening.socket)
+            self._pause = loop.call_later(ACCEPT_PAUSE_S, self._listen)
+            return
+        self.begin_session(sock)
 
     def begin_session(self, sock: socket.socket) -> Session:
         """Serve one connected socket, which is the session's from now on."""
@@ -272,9 +290,7 @@ class BlkController:
 
         What still drains then is handed to ``on_draining``.
         """
-        self._accepting.cancel()
-        await asyncio.wait([self._accepting])  # it looks at the socket until then
-        self._listening.close()
+        self._stop_listening()
         if self.bdev is not None:
             self._source.unsubscribe(self.bdev, self._on_bdev_event)
         for session, task in list(self.sessions.items()):
