@@ -70,6 +70,7 @@ class Bdev:
     def iostat(self) -> dict[str, OpStats]:
         """Sums over all channels, closed ones included."""
 
-    def reset_iostat(self) -> None: ...
+    def reset_iostat(self, mode: str = "all") -> None:
+        """Set counters to zero: all, the latencies' "maxmin", or the "error"s."""
 
 Listener = Callable[[Bdev, str], Any]

@@ -40,8 +40,16 @@ class OpStats(NamedTuple):
             self.ops + other.ops, self.bytes + other.bytes, self.errors + other.errors,
             self.latency_ticks + other.latency_ticks,
             max(self.max_latency_ticks, other.max_latency_ticks),
-            min(self.min_latency_ticks, other.min_latency_ticks)
-            if self.ops and other.ops else self.min_latency_ticks + other.min_latency_ticks)
+            min((ticks for ticks in (self.min_latency_ticks, other.min_latency_ticks) if ticks),
+                default=0))
+
+    def cleared(self, mode):
+        """Without what bdev_reset_iostat's mode forgets: all, maxmin or error."""
+        if mode == "all":
+            return NO_STATS
+        if mode == "error":
+            return self._replace(errors=0)
+        return self._replace(max_latency_ticks=0, min_latency_ticks=0)
 
 
 NO_STATS = OpStats(0, 0, 0, 0, 0, 0)
@@ -159,11 +167,19 @@ cdef class Channel:
                                          0 if least == NEVER else least)
         return out
 
-    def clear_stats(self):
+    def clear_stats(self, mode):
         """Racy by a few I/Os that complete meanwhile, as counters are."""
         cdef int i
+        cdef op_stats_t* s
         for i in range(IO_OPERATIONS):
-            self.raw.stats[i] = op_stats_t(0, 0, 0, 0, 0, NEVER)
+            s = &self.raw.stats[i]
+            if mode == "all":
+                s[0] = op_stats_t(0, 0, 0, 0, 0, NEVER)
+            elif mode == "error":
+                s.errors = 0
+            else:
+                s.max_ticks = 0
+                s.min_ticks = NEVER
 
 
 cdef class Bdev:
@@ -234,7 +250,8 @@ cdef class Bdev:
                 totals[name] = totals[name].plus(stats)
         return totals
 
-    def reset_iostat(self):
-        self.closed_stats = dict.fromkeys(OPERATIONS, NO_STATS)
+    def reset_iostat(self, mode="all"):
+        self.closed_stats = {
+            name: stats.cleared(mode) for name, stats in self.closed_stats.items()}
         for channel in self.channels:
-            channel.clear_stats()
+            channel.clear_stats(mode)

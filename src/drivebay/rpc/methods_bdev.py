@@ -161,14 +161,9 @@ def counts(stats: dict[str, OpStats]) -> dict[str, Any]:
 
 
 def reset(bdev: Bdev, mode: str) -> None:
-    """Set counters to zero. Raises: HostError for a mode that is not served."""
-    if mode == "none":
-        return
-    if mode != "all":
-        raise HostError(
-            f"counters can't be reset by mode '{mode}' alone", errno.EOPNOTSUPP, hint="use all"
-        )
-    bdev.reset_iostat()
+    """Set the counters that ``mode`` names to zero."""
+    if mode != "none":
+        bdev.reset_iostat(mode)
 
 
 @method(

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any
 
 from drivebay.bdev.base import Bdev
 from drivebay.bdev.registry import BdevRegistry
-from drivebay.errors import StateError
+from drivebay.errors import HostError, StateError
 from drivebay.reactor.mailbox import ControlMailbox
 from drivebay.reactor.reactor import Reactor
 from drivebay.target.budget import MemoryBudget
@@ -77,7 +79,8 @@ class Target:
         poll_us = self.options.poll_us
         reactor = Reactor(core, mailbox) if poll_us is None else Reactor(core, mailbox, poll_us)
         try:
-            reactor.start()
+            with _allowed_on(core):
+                reactor.start()
         except BaseException:
             reactor.close()
             raise
@@ -143,3 +146,18 @@ class Target:
             if name not in taken:
                 yield name
             number += 1
+
+
+@contextlib.contextmanager
+def _allowed_on(core: int) -> Iterator[None]:
+    """Let this thread start one on a core that it keeps off itself."""
+    own = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, own | {core})
+    except OSError as error:
+        what = f"can't run a reactor on core {core}"
+        raise HostError(what, error.errno or errno.EINVAL, hint="name other cores in -m") from error
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
