@@ -127,7 +127,7 @@ def test_the_cache_mode_outlives_a_reset(serving: Serving) -> None:
     with serving.connect() as front:
         negotiate(front, FLUSH | CONFIG_WCE)
         front.set_config(32, b"\0")
-        front.set_status(0)
+        front.reset_device()
         front.set_features(VERSION_1 | BIT_30 | FLUSH | CONFIG_WCE)
         assert front.get_config(32, 1) == b"\0"
 

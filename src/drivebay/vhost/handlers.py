@@ -136,25 +136,24 @@ class Handlers:
         """SET_OWNER needs nothing of us; RESET_OWNER is to be ignored."""
 
     async def _reset_device(self, _payload: bytes, _fds: Received) -> None:
-        await self._reset()
+        # The cache mode stays: virtio 1.3 §5.2.5 leaves it open, and the front end, which
+        # answers the guest from a copy of its own, does not set it again after a reset.
+        await self.rings.reset()
+        self.features = None
+        self._status = 0
 
     async def _set_status(self, payload: bytes, _fds: Received) -> None:
         status = parse_u64(payload)
         if status > 0xFF:
             raise PeerError(f"SET_STATUS with {status:#x} (a device status has 8 bits)")
         if status == 0:
-            await self._reset()
+            # Front ends send this before GET_VRING_BASE, also when a guest is only paused:
+            # the rings stop, and nothing about them is forgotten.
+            await self.rings.stop_all("for a reset (SET_STATUS)")
         self._status = status
 
     async def _get_status(self, _payload: bytes, _fds: Received) -> bytes:
         return pack_u64(self._status | (STATUS_NEEDS_RESET if self.rings.broken else 0))
-
-    async def _reset(self) -> None:
-        # The cache mode stays: virtio 1.3 §5.2.5 leaves it open, and the front end, which
-        # answers the guest from a copy of its own, does not set it again after a reset.
-        await self.rings.reset()
-        self.features = None
-        self._status = 0
 
     # Memory -----------------------------------------------------------------------------
 

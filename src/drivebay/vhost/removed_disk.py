@@ -10,7 +10,7 @@ import asyncio
 from typing import Final
 
 from drivebay.bdev.base import Channel
-from drivebay.bdev.null import NullBdev
+from drivebay.bdev.malloc import MallocBdev
 from drivebay.reactor.reactor import Reactor
 
 __all__ = ["RemovedDisk"]
@@ -22,7 +22,8 @@ class RemovedDisk:
     """Channels that refuse everything."""
 
     def __init__(self) -> None:
-        self._bdev = NullBdev("removed", None, _BLOCK_BYTES, 1)
+        # A malloc bdev can do everything, so that no request is "unsupported" where it should fail.
+        self._bdev = MallocBdev("removed", None, _BLOCK_BYTES, 1)
         self._channels: dict[Reactor, asyncio.Task[Channel]] = {}
 
     def owns(self, channel: Channel) -> bool:
@@ -45,3 +46,4 @@ class RemovedDisk:
         while self._channels:
             _reactor, opening = self._channels.popitem()
             await (await opening).close()
+        await asyncio.to_thread(self._bdev.close)

@@ -170,12 +170,10 @@ class Ring:
 
     def forget(self) -> None:
         """After stopping: back to how a new session has it, but for call and err."""
-        self.kicked = False
         self.enabled = False
         self.addr = None
         self.size = 0
         self.base = 0
-        self.drop_kick()
 
     def drop_kick(self) -> None:
         """GET_VRING_BASE: the next start brings a kick of its own."""

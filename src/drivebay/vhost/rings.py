@@ -132,9 +132,15 @@ class Rings:
         self._enabled_from_the_start = True
         await self._wait([a for ring in self for a in ring.set_enabled(True)], "to enable queues")
 
+    async def stop_all(self, why: str) -> None:
+        rings = list(self)
+        await self.stop(rings, why)
+        for ring in rings:
+            ring.drop_kick()
+
     async def reset(self) -> None:
         """RESET_DEVICE: stop all rings and forget what was said about them."""
-        await self.stop(list(self), "for a reset")
+        await self.stop_all("for a reset (RESET_DEVICE)")
         self._enabled_from_the_start = False
         for ring in self:
             ring.forget()

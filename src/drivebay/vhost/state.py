@@ -83,9 +83,6 @@ Moves = Mapping[State, frozenset[State]]
 
 _STAYS: Final[Moves] = MappingProxyType({state: frozenset({state}) for state in State})
 _RESETS: Final[Moves] = MappingProxyType({state: frozenset({State.NEGOTIATING}) for state in State})
-_MAY_RESET: Final[Moves] = MappingProxyType(
-    {state: frozenset({state, State.NEGOTIATING}) for state in State}
-)
 _NOT_RUNNING: Final[Moves] = MappingProxyType(
     {state: frozenset({state}) for state in (State.NEGOTIATING, State.READY)}
 )
@@ -165,7 +162,7 @@ TABLE: Final[Mapping[Request, Row]] = MappingProxyType(
         _R.SET_OWNER: _row(_STAYS),
         _R.RESET_OWNER: _row(_STAYS),
         _R.RESET_DEVICE: _row(_RESETS, needs=_P.RESET_DEVICE),
-        _R.SET_STATUS: _row(_MAY_RESET, _U64, needs=_P.STATUS),
+        _R.SET_STATUS: _row(_MAY_STOP, _U64, needs=_P.STATUS),
         _R.GET_STATUS: _row(_STAYS, needs=_P.STATUS, replies=True),
         # Memory
         _R.SET_MEM_TABLE: _row(_STAYS, _MEM_TABLE, fds=Fds.PER_REGION),
