@@ -254,7 +254,7 @@ cdef void blk_queue_publish(source_t* source, reactor_t* reactor) noexcept nogil
     if virtqueue_publish(&q.vq) and q.call >= 0:
         q.notifications += 1
         reactor_notify(reactor, q.call)
-        if exchange_u32(&reactor.rescued, 0):
+        if exchange_u32(&reactor.rescued, 0) == <uint32_t>q.call + 1:
             q.call = -1
             virtqueue_bad(&q.vq, FAULT_CALL_BLOCKED, 0)
             blk_queue_break(q)
@@ -298,7 +298,8 @@ cdef void stop_now(blk_queue_t* q) noexcept nogil:
 cdef void act_stop(message_t* message, void* reactor) noexcept nogil:
     cdef blk_queue_t* q = <blk_queue_t*>message.target
     q.stopping = message
-    if q.inflight == 0:
+    # What completed earlier in this turn is published first, and that answers then.
+    if q.inflight == 0 and not q.source.dirty:
         stop_now(q)
 
 
@@ -306,6 +307,7 @@ cdef void act_enable(message_t* message, void* reactor) noexcept nogil:
     """Buffers may already be there, and no kick will come for them."""
     cdef blk_queue_t* q = <blk_queue_t*>message.target
     q.enabled = <uint8_t>message.argument[0]
+    blk_queue_disarm(&q.source)     # it may be HOT since before it was enabled
     reactor_wake(q.reactor, &q.source)
     message_answer(message, 0)
 

@@ -69,7 +69,7 @@ cdef struct reactor_t:
     int epoll
     uint8_t place
     int32_t notifying       # the call eventfd being written, or -1
-    uint32_t rescued        # control freed that write
+    uint32_t rescued        # control freed the write to this descriptor, plus one
     uint64_t last_work
     uint64_t next_look      # tick at which epoll is looked at next
     uint64_t look_every

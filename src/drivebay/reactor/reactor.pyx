@@ -442,7 +442,7 @@ cdef class Reactor:
         cdef uint64_t count = 0
         if fd < 0:
             return False
-        store_release_u32(&self.raw.rescued, 1)
+        store_release_u32(&self.raw.rescued, <uint32_t>fd + 1)
         fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK)
         read(fd, &count, sizeof(count))
         return True
