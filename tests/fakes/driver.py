@@ -212,6 +212,14 @@ class BlkDriver:
         for pending in list(self.pending.values()):
             self.wait(pending)
 
+    def forget(self) -> None:
+        """The device let go of the ring: whatever was not answered never will be."""
+        for pending in self.pending.values():
+            for segment in (*pending.readable, *pending.writable):
+                self.memory.free(segment.addr, segment.length)
+        self.pending.clear()
+        self.ring.release()
+
     def request(
         self,
         kind: int,
@@ -333,24 +341,43 @@ class Session:
         if front.has(vu.Protocol.STATUS):
             front.set_status(0x0F)  # ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK
 
-    def start_queue(self, index: int, size: int = 64, start: int = 0) -> BlkDriver:
-        """Make a ring and start it, in the order QEMU uses."""
+    def prepare_queue(self, size: int = 64, start: int = 0) -> BlkDriver:
+        """A ring and its eventfds, of which the target knows nothing yet."""
         event_idx = bool(self.front_end.features >> F_EVENT_IDX & 1)
         ring = SplitRing(self.memory, size, event_idx=event_idx, start=start)
         port = EventPort()
         self.ports.append(port)
-        driver = BlkDriver(ring, port, timeout=self.timeout)
-        self.drivers.append(driver)
+        return BlkDriver(ring, port, timeout=self.timeout)
+
+    def start_queue(self, index: int, size: int = 64, start: int = 0) -> BlkDriver:
+        """Make a ring and start it as queue ``index``; returns its driver."""
+        driver = self.prepare_queue(size, start)
+        if index < len(self.drivers):
+            self.drivers[index] = driver
+            self.ports[index].close()
+            self.ports[index] = self.ports.pop()
+        else:
+            self.drivers.append(driver)
+        self._start(index, driver.ring, self.ports[index])
+        return driver
+
+    def _start(self, index: int, ring: SplitRing, port: EventPort) -> None:
+        """In the order QEMU uses."""
         front = self.front_end
-        front.set_vring_num(index, size)
-        front.set_vring_base(index, start & 0xFFFF)
+        front.set_vring_num(index, ring.size)
+        front.set_vring_base(index, ring.start & 0xFFFF)
         self.set_addresses(index, ring)
         front.set_vring_kick(index, port.kick_fd)
         front.set_vring_call(index, port.call_fd)
         front.set_vring_err(index, port.err_fd)
         if front.features >> vu.F_PROTOCOL_FEATURES & 1:
             front.set_vring_enable(index)
-        return driver
+
+    def start_again(self, index: int) -> BlkDriver:
+        """After GET_VRING_BASE: give the old ring's memory back and start with a new one."""
+        old = self.drivers[index]
+        old.forget()
+        return self.start_queue(index, old.ring.size)
 
     def set_addresses(self, index: int, ring: SplitRing) -> None:
         memory = self.memory
