@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import select
 import socket
 from array import array
 from typing import Final
 
-from drivebay.errors import DrivebayError, PeerError
+from drivebay.errors import DrivebayError, HostError, PeerError
 from drivebay.vhost.descriptors import Received
 from drivebay.wire.vhost_user import (
     HEADER_BYTES,
@@ -73,7 +74,7 @@ class Connection:
         return data
 
     def _receive_part(self, size: int, received: Received) -> bytes:
-        """What is there now, b"" at the end of the stream. Raises: PeerError."""
+        """What is there now, b"" at the end of the stream. Raises: PeerError, HostError."""
         try:
             data, ancillary, flags, _address = self._sock.recvmsg(
                 size, _ANCILLARY_BYTES, socket.MSG_CMSG_CLOEXEC
@@ -83,10 +84,11 @@ class Connection:
         for level, kind, content in ancillary:
             if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
                 received.add(array("i", content[: len(content) // _FD_BYTES * _FD_BYTES]))
-        if flags & socket.MSG_CTRUNC or len(received) > MAX_FDS:
-            raise PeerError(
-                f"file descriptors of a message were lost after {len(received)}: it came with "
-                f"more than {MAX_FDS}, or this process may open no more (see 'ulimit -n')"
+        if len(received) > MAX_FDS or (flags & socket.MSG_CTRUNC and len(received) == MAX_FDS):
+            raise PeerError(f"a message came with more than {MAX_FDS} file descriptors")
+        if flags & socket.MSG_CTRUNC:
+            raise HostError(
+                "cannot take a message's file descriptors", errno.EMFILE, hint="raise 'ulimit -n'"
             )
         return data
 
