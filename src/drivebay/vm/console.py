@@ -36,8 +36,9 @@ def attach(path: Path) -> None:
 
 
 def _relay(keyboard: int, screen: int, console: socket.socket) -> None:
+    sources: list[int | socket.socket] = [keyboard, console]
     while True:
-        ready, _, _ = select.select([keyboard, console], [], [])
+        ready, _, _ = select.select(sources, [], [])
         if console in ready:
             data = console.recv(CHUNK_BYTES)
             if not data:
