@@ -33,6 +33,9 @@ class Device:
         self, memory: mmap, base: int, size: int, desc: int, avail: int, used: int, disk: bytearray
     ) -> None:
         self.memory = memory
+        # struct.pack_into clears the bytes before it writes them, which the driver would
+        # see; an element of a view is stored at once.
+        self._words = memoryview(memory).cast("H")
         self.base = base
         self.size = size
         self.desc, self.avail, self.used = desc, avail, used
@@ -44,10 +47,10 @@ class Device:
         self.status: Callable[[int, int], int] | None = None
 
     def u16(self, offset: int) -> int:
-        return int(struct.unpack_from("<H", self.memory, offset)[0])
+        return self._words[offset // 2]
 
     def set_u16(self, offset: int, value: int) -> None:
-        struct.pack_into("<H", self.memory, offset, value & 0xFFFF)
+        self._words[offset // 2] = value & 0xFFFF
 
     def chain(self, head: int) -> list[Buffer]:
         buffers = []

@@ -161,8 +161,11 @@ class VhostUserBlk:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and issubclass(kind, TargetGone):
+            self._release()  # who does not answer is not asked to stop
+        else:
+            self.close()
 
     # --- what was agreed
 

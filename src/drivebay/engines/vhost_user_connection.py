@@ -174,7 +174,8 @@ class Connection:
             ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))]
         try:
             sent = self._socket.sendmsg([message], ancillary)
-            self._socket.sendall(message[sent:])
+            if sent < len(message):
+                self._socket.sendall(message[sent:])
         except OSError as error:
             raise self._gone(f"while {request.name} was sent", error) from error
 

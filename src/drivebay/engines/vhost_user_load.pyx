@@ -351,6 +351,7 @@ cdef class Load:
         self.load.read_share = 65536
         self.load.flush_every = 0
         self.load.reread = True
+        self.load.stop = 0
         self.load.next_block = 0
         self.load.interval_ticks = 0
         self.load.duration_ticks = <uint64_t> -1
