@@ -1,8 +1,9 @@
 """Says which reactor stands still, and where.
 
-Context: control, once a second. A reactor that neither sleeps nor turns its loop serves
+Context: control, a few times a second. A reactor that neither sleeps nor turns its loop serves
 no guest; somebody must be told which call it is stuck in. Each standstill is logged once,
-and once more when it is over.
+and once more when it is over. One kind is ended here: a guest's call eventfd whose other
+holder filled it and made it blocking, while the reactor writes to it.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from drivebay.reactor.reactor import Reactor
+    from drivebay.reactor.reactor import Reactor, ReactorStats
 
 __all__ = ["Watchdog"]
 
 _log = logging.getLogger(__name__)
 
-PERIOD_S = 1.0
+PERIOD_S = 0.25
+LOGGED_AFTER = 4  # periods: what is over sooner is no news
+NOTIFYING = "notifying a guest"
 
 
 class Watchdog:
@@ -28,7 +31,7 @@ class Watchdog:
     def __init__(self, reactors: Sequence[Reactor]) -> None:
         self._reactors = reactors
         self._loops: dict[int, int] = {}
-        self._still: set[int] = set()
+        self._still: dict[int, int] = {}  # core: for how many periods
 
     def check(self) -> None:
         """Look once."""
@@ -36,18 +39,25 @@ class Watchdog:
             stats = reactor.stats()
             moved = stats.sleeping or stats.loops != self._loops.get(stats.core)
             self._loops[stats.core] = stats.loops
-            if not moved and stats.core not in self._still:
-                self._still.add(stats.core)
-                _log.error(
-                    "the reactor on core %d (thread %d) stands still in '%s': no disk of that "
-                    "core is served",
-                    stats.core,
-                    stats.tid,
-                    stats.place,
-                )
-            elif moved and stats.core in self._still:
-                self._still.discard(stats.core)
-                _log.info("the reactor on core %d moves again", stats.core)
+            if moved:
+                self._moves(stats.core)
+            else:
+                self._stands_still(reactor, stats)
+
+    def _moves(self, core: int) -> None:
+        if self._still.pop(core, 0) >= LOGGED_AFTER:
+            _log.info("the reactor on core %d moves again", core)
+
+    def _stands_still(self, reactor: Reactor, stats: ReactorStats) -> None:
+        periods = self._still[stats.core] = self._still.get(stats.core, 0) + 1
+        if stats.place == NOTIFYING:
+            reactor.rescue()
+        if periods == LOGGED_AFTER:
+            _log.error(
+                "the reactor on core %d (thread %d) stands still in '%s': no disk of that "
+                "core is served",
+                *(stats.core, stats.tid, stats.place),
+            )
 
     async def run(self) -> None:
         """Look every period until cancelled."""
