@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from drivebay.errors import HostError, UsageError
-from drivebay.reactor.reactor import tick_rate
+from drivebay.reactor.clock import tick_rate
 from drivebay.rpc.methods_thread import thread_id
 from drivebay.rpc.schema import BDEV, RUNTIME, Array, Choice, Integer, Param, Params, String, method
 from drivebay.rpc.schema import Boolean as Bool

@@ -6,7 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from drivebay.reactor.reactor import Reactor, tick_rate
+from drivebay.reactor.clock import tick_rate
+from drivebay.reactor.reactor import Reactor
 from drivebay.rpc.schema import RUNTIME, Params, method
 from drivebay.target.options import format_cpumask
 
