@@ -72,7 +72,13 @@ class Target:
         for core in self.options.cores:
             self._start_reactor(core, self._mailbox)
         directory = Path(self.options.socket_dir)
-        self.controllers = Controllers(directory, self.reactors, self.registry)
+        self.controllers = Controllers(
+            directory,
+            self.reactors,
+            self.registry,
+            socket_mode=self.options.socket_mode,
+            socket_group=self.options.socket_group,
+        )
         self._watching = asyncio.create_task(Watchdog(self.reactors).run())
 
     def _start_reactor(self, core: int, mailbox: ControlMailbox) -> None:
