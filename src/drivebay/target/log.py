@@ -50,7 +50,7 @@ _PRIORITIES = {
 _FLAGS = {
     "app_config": "drivebay.rpc.config",
     "bdev": "drivebay.bdev",
-    "log_rpc": "drivebay.rpc.jsonrpc",
+    "log_rpc": "drivebay.rpc.dispatch",
     "reactor": "drivebay.reactor",
     "rpc": "drivebay.rpc",
     "target": "drivebay.target",

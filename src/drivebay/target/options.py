@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import errno
 import os
-import re
+import stat
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from drivebay.errors import HostError, NotFound, UsageError
+from drivebay.vhost import cpumask
 
 __all__ = [
     "DEFAULT_RPC_SOCKET",
@@ -32,11 +33,6 @@ DEFAULT_RPC_SOCKET = "/var/tmp/spdk.sock"
 
 # sockaddr_un.sun_path holds 108 bytes, the last one a NUL (unix(7)).
 SOCKET_PATH_LIMIT = 107
-
-_MASK = re.compile(r"(?:0[xX])?([0-9a-fA-F]+)", re.ASCII)
-_RANGE = re.compile(r"(\d+)(?:-(\d+))?", re.ASCII)
-# More cores than any kernel has (CONFIG_NR_CPUS is at most 8192): bounds a list's ranges.
-_CORE_LIMIT = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +53,8 @@ class Options:
     log_flags: tuple[str, ...] = ()
     silence_notice: bool = False
     poll_us: int | None = None  # None: the reactor's own choice; -1: poll for ever
-    socket_mode: int | None = None  # of controllers' sockets; None: the umask decides
-    socket_group: int | None = None  # of controllers' sockets; None: unchanged
+    socket_mode: int | None = None  # of controllers' sockets; None: 0600
+    socket_group: str | None = None  # of controllers' sockets; None: the process's own
 
 
 def available_cores() -> tuple[int, ...]:
@@ -67,30 +63,25 @@ def available_cores() -> tuple[int, ...]:
 
 
 def parse_cpumask(text: str, available: Collection[int]) -> tuple[int, ...]:
-    """Read a cpumask as SPDK writes it: hexadecimal ('0x3', '3') or a list ('[0,2-3]').
+    """Return the cores of a cpumask, ascending, all of which are ``available``.
 
-    >>> parse_cpumask("0x5", range(4))
-    (0, 2)
     >>> parse_cpumask("[0,2-3]", range(4))
     (0, 2, 3)
 
-    Raises: UsageError for text that is no mask, for one without a core, and for
-    one with a core that is not ``available``.
+    Raises: UsageError for text that is no mask and for cores that are not here.
     """
-    spelled = text.strip()
-    cores = _listed(spelled) if spelled.startswith("[") else _masked(spelled)
-    if not cores:
-        raise UsageError(f"cpumask '{text}' names no core", field="cpumask", hint="-m 0x1")
-    absent = sorted(cores - set(available))
+    mask = cpumask.parse_cpumask(text)
+    cores = [core for core in range(mask.bit_length()) if mask >> core & 1]
+    absent = sorted(set(cores) - set(available))
     if absent:
         have = _spell_cores(available)
         raise UsageError(
-            f"cpumask '{text}' names core {_spell_cores(absent)}, which is not among the cores "
-            f"that may be used here: {have}",
+            f"cpumask '{text[:80]}' names core {_spell_cores(absent)}, which is not among the "
+            f"cores that may be used here: {have}",
             field="cpumask",
             hint=f"use a mask within [{have}]",
         )
-    return tuple(sorted(cores))
+    return tuple(cores)
 
 
 def format_cpumask(cores: Iterable[int]) -> str:
@@ -132,6 +123,10 @@ def check_options(options: Options) -> None:
         check_socket_path(options.rpc_socket, "the RPC socket")
     if options.pid_file is not None:
         _check_folder(str(Path(options.pid_file).parent), "the pid file")
+    if options.wait_for_rpc and options.rpc_socket is None:
+        raise UsageError(
+            "--wait-for-rpc waits for ever without an RPC server", hint="leave out one of the two"
+        )
     if options.autosave and options.config is None:
         raise UsageError("--autosave has no file to write", hint="name it with -c FILE")
     if options.config is not None:
@@ -145,15 +140,12 @@ def check_options(options: Options) -> None:
 
 def _check_folder(folder: str, what: str) -> None:
     place = Path(folder)
-    if not place.exists():
-        raise NotFound(
-            f"the folder '{folder}' for {what} does not exist", hint=f"mkdir -p {folder}"
-        )
-    if not place.is_dir():
+    status = _status(place, f"the folder '{folder}' for {what}", hint=f"mkdir -p {folder}")
+    if not stat.S_ISDIR(status.st_mode):
         raise UsageError(f"'{folder}' is not a folder, but {what} should be made in it")
-    if not os.access(place, os.W_OK | os.X_OK):
+    if not os.access(place, os.W_OK | os.X_OK, effective_ids=True):
         raise HostError(
-            f"the folder '{folder}' for {what} can't be written by user {os.geteuid()}",
+            f"user {os.geteuid()} can't write to the folder '{folder}' for {what}",
             errno.EACCES,
             path=folder,
             hint="use another folder, or give this one to the user that runs drivebay",
@@ -161,48 +153,32 @@ def _check_folder(folder: str, what: str) -> None:
 
 
 def _check_config(file: Path, autosave: bool) -> None:
-    if not file.exists():
-        if autosave:  # it will be made by the first change
-            _check_folder(str(file.parent), "the configuration file")
+    if autosave:  # it is replaced after each change, and may not be there yet
+        _check_folder(str(file.parent), "the configuration file")
+        if not file.exists():
             return
-        raise NotFound(
-            f"the configuration file '{file}' does not exist",
-            hint=f"write one with: drivebay rpc save_config > {file}",
+    _status(
+        file,
+        f"the configuration file '{file}'",
+        hint=f"write one with: drivebay rpc save_config > {file}",
+    )
+    if not os.access(file, os.R_OK, effective_ids=True):
+        raise HostError(
+            f"user {os.geteuid()} can't read the configuration file '{file}'",
+            errno.EACCES,
+            path=str(file),
         )
-    if not os.access(file, os.R_OK):
-        raise HostError("can't read the configuration file", errno.EACCES, path=str(file))
 
 
-def _masked(text: str) -> set[int]:
-    match = _MASK.fullmatch(text)
-    if match is None or len(match[1]) > _CORE_LIMIT // 4:
-        raise UsageError(
-            f"'{text}' is not a cpumask: write hexadecimal digits or a list in brackets",
-            field="cpumask",
-            hint="-m 0x3 or -m [0,1] for cores 0 and 1",
-        )
-    mask = int(match[1], 16)
-    return {core for core in range(mask.bit_length()) if mask >> core & 1}
-
-
-def _listed(text: str) -> set[int]:
-    cores: set[int] = set()
-    inside = text[1:-1] if text.endswith("]") else None
-    for part in inside.split(",") if inside else ():
-        match = _RANGE.fullmatch(part.strip())
-        first = int(match[1]) if match else _CORE_LIMIT
-        last = int(match[2] or first) if match else first
-        if not first <= last < _CORE_LIMIT:
-            inside = None
-            break
-        cores.update(range(first, last + 1))
-    if inside is None:
-        raise UsageError(
-            f"'{text}' is not a list of cores",
-            field="cpumask",
-            hint="write it as [0,2-3]: numbers and ranges between brackets, smaller number first",
-        )
-    return cores
+def _status(place: Path, what: str, hint: str) -> os.stat_result:
+    try:
+        return place.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFound(f"{what} does not exist", hint=hint) from None
+    except OSError as error:
+        raise HostError(
+            f"can't look at {what}", error.errno or errno.EIO, path=str(place)
+        ) from error
 
 
 def _spell_cores(cores: Collection[int]) -> str:

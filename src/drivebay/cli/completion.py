@@ -1,0 +1,104 @@
+"""`drivebay completion SHELL`: a script that completes commands and options.
+
+The scripts hold no list of their own: they ask `drivebay completion words …`,
+which reads the same table and parsers as the commands do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from collections.abc import Iterable, Sequence
+
+from drivebay.cli.arguments import Parser
+from drivebay.cli.output import DONE
+
+__all__ = ["build_parser", "candidates", "main"]
+
+_BASH = """\
+# Put this into ~/.bashrc:  source <(drivebay completion bash)
+_drivebay() {
+    COMPREPLY=($(drivebay completion words -- "${COMP_WORDS[@]:1:COMP_CWORD}" 2>/dev/null))
+}
+complete -o default -o bashdefault -F _drivebay drivebay
+"""
+
+_ZSH = """\
+# Put this into ~/.zshrc, after compinit:  source <(drivebay completion zsh)
+_drivebay() {
+    local -a found
+    found=(${(f)"$(drivebay completion words -- "${(@)words[2,CURRENT]}" 2>/dev/null)"})
+    if (( $#found )); then compadd -- $found; else _files; fi
+}
+compdef _drivebay drivebay
+"""
+
+_FISH = """\
+# Put this into ~/.config/fish/completions/drivebay.fish:  drivebay completion fish
+complete -c drivebay -a \
+'(drivebay completion words -- (commandline -opc)[2..] (commandline -ct) 2>/dev/null)'
+"""
+
+_SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
+
+
+def main(arguments: list[str]) -> int:
+    """Print a script, or (for the scripts) the words that may come next."""
+    if arguments[:2] == ["words", "--"]:
+        for word in candidates(arguments[2:] or [""]):
+            print(word)
+        return DONE
+    found = build_parser().parse_args(arguments)
+    print(_SCRIPTS[found.shell], end="")
+    return DONE
+
+
+def build_parser() -> Parser:
+    """Return the parser of this command."""
+    parser = Parser(
+        "drivebay completion",
+        description="Print a script that completes commands and options in your shell.",
+    )
+    parser.add_argument("shell", choices=list(_SCRIPTS), help="the shell it is for")
+    return parser
+
+
+def candidates(words: Sequence[str]) -> list[str]:
+    """Return what may stand for the last of ``words``, the others being complete.
+
+    >>> candidates(["vh"])
+    ['vhost']
+    """
+    from drivebay.cli.main import COMMANDS
+
+    *before, prefix = words
+    if not before:
+        return _starting(prefix, [*COMMANDS, "--help", "--version"])
+    command = COMMANDS.get(before[0])
+    if command is None:
+        return []
+    parser: argparse.ArgumentParser = importlib.import_module(command.module).build_parser()
+    for word in before[1:]:
+        parser = _subparsers(parser).get(word, parser)
+    return _starting(prefix, _words_of(parser, prefix))
+
+
+def _words_of(parser: argparse.ArgumentParser, prefix: str) -> Iterable[str]:
+    # argparse has no public way to list what a parser holds; completion libraries read the same.
+    for action in parser._actions:
+        if prefix.startswith("-"):
+            if action.help != argparse.SUPPRESS:
+                yield from action.option_strings
+        elif not action.option_strings and action.choices is not None:
+            yield from (str(choice) for choice in action.choices)
+
+
+def _subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            return dict(action.choices)
+    return {}
+
+
+def _starting(prefix: str, words: Iterable[str]) -> list[str]:
+    return [word for word in words if word.startswith(prefix)]
