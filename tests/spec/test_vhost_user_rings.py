@@ -19,6 +19,7 @@ from tests.unit.vhost_serving import (
     BIT_30,
     VERSION_1,
     Serving,
+    more_fds_than,
     negotiate,
     open_fds,
     start_ring,
@@ -31,7 +32,7 @@ def serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving
     with Serving(tmp_path, monkeypatch) as running:
         running.create()
         yield running
-    assert open_fds() <= before, "descriptors leaked"
+    assert not more_fds_than(before)
 
 
 @pytest.fixture
