@@ -6,7 +6,6 @@ RPC socket. Whatever a process does, its folder must be as before when it has en
 
 from __future__ import annotations
 
-import contextlib
 import grp
 import json
 import os
@@ -15,30 +14,23 @@ import signal
 import socket
 import stat
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-DRIVEBAY = [sys.executable, "-m", "drivebay"]
-WAIT_S = 30.0
-
-MALLOC: dict[str, Any] = {
-    "method": "bdev_malloc_create",
-    "params": {"name": "M0", "block_size": 512, "num_blocks": 8192},
-}
-CONTROLLER: dict[str, Any] = {
-    "method": "vhost_create_blk_controller",
-    "params": {"ctrlr": "vhost.0", "dev_name": "M0"},
-}
-
-
-def configuration(*calls: dict[str, Any]) -> str:
-    return json.dumps({"subsystems": [{"subsystem": "bdev", "config": list(calls)}]})
+from tests.fakes.command_line import (
+    CONTROLLER,
+    DRIVEBAY,
+    MALLOC,
+    WAIT_S,
+    configuration,
+    drivebay,
+    names,
+    vhost,
+)
 
 
 @pytest.fixture
@@ -46,69 +38,6 @@ def folder() -> Iterator[Path]:
     """A folder with a path short enough for sockets; pytest's own may not be."""
     with tempfile.TemporaryDirectory(prefix="drivebay-") as name:
         yield Path(name)
-
-
-class Vhost:
-    """One `drivebay vhost` with its sockets in a folder."""
-
-    def __init__(self, folder: Path, *options: str, **settings: Any) -> None:
-        self.rpc_socket = folder / "rpc.sock"
-        words = ["vhost", "-S", str(folder), "-r", str(self.rpc_socket), *options]
-        self.process: subprocess.Popen[str] = subprocess.Popen(
-            [*DRIVEBAY, *words], stderr=subprocess.PIPE, text=True, **settings
-        )
-
-    def wait_for_rpc(self) -> Vhost:
-        deadline = time.monotonic() + WAIT_S
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.errors()
-            with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as probe:
-                probe.connect(str(self.rpc_socket))
-                return self
-            time.sleep(0.01)
-        raise AssertionError("the RPC socket did not open")
-
-    def call(self, method: str, **params: Any) -> Any:
-        done = self.rpc(method, *([json.dumps(params)] if params else []))
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
-    def rpc(self, *words: str, **settings: Any) -> subprocess.CompletedProcess[str]:
-        return drivebay("rpc", "-s", str(self.rpc_socket), *words, **settings)
-
-    def end(self, number: signal.Signals = signal.SIGTERM) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(WAIT_S)
-
-    def errors(self) -> str:
-        assert self.process.stderr is not None
-        return self.process.stderr.read()
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(WAIT_S)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-
-
-@contextlib.contextmanager
-def vhost(folder: Path, *options: str, **settings: Any) -> Iterator[Vhost]:
-    process = Vhost(folder, *options, **settings)
-    try:
-        yield process
-    finally:
-        process.close()
-
-
-def drivebay(*words: str, **settings: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*DRIVEBAY, *words], capture_output=True, text=True, timeout=WAIT_S, **settings
-    )
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -413,90 +342,3 @@ def test_an_unreachable_target_is_exit_code_3(folder: Path) -> None:
     plain = drivebay("target", "stop", "-s", str(path))
     assert plain.returncode == 3
     assert "not a socket" in plain.stderr
-
-
-@contextlib.contextmanager
-def background(folder: Path) -> Iterator[dict[str, str]]:
-    """An environment with a state folder of its own; what runs at FOLDER/r is ended."""
-    environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder)}
-    try:
-        yield environment
-    finally:
-        drivebay("target", "stop", "--force", "-s", f"{folder}/r", env=environment)
-
-
-def test_the_life_of_a_background_target(folder: Path) -> None:
-    rpc_socket = str(folder / "r")
-    with background(folder) as env:
-        started = drivebay("target", "start", "-r", rpc_socket, env=env)
-        assert started.returncode == 0, started.stderr
-        assert rpc_socket in started.stdout
-        twice = drivebay("target", "start", "-r", rpc_socket, env=env)
-        assert twice.returncode == 1
-        assert "a background target runs already: process " in twice.stderr
-        assert "hint: drivebay target stop" in twice.stderr
-        # Every command finds it without being told where it is.
-        created = drivebay("rpc", "bdev_malloc_create", json.dumps(MALLOC["params"]), env=env)
-        assert json.loads(created.stdout) == "M0"
-        drivebay("rpc", "vhost_create_blk_controller", json.dumps(CONTROLLER["params"]), env=env)
-        status = json.loads(drivebay("target", "status", "--json", env=env).stdout)
-        assert status["state"] == "running"
-        assert status["sessions"] == 0
-        assert [entry["core"] for entry in status["reactors"]] == [0]
-        assert status["controllers"][0]["bdev"] == "M0"
-        assert status["controllers"][0]["socket"] == f"{folder}/drivebay/vhost.0"
-        assert Path(status["log_file"]).exists()
-        shown = drivebay("target", "status", env=env)
-        assert f"process {status['pid']}" in shown.stdout
-        assert "vhost.0" in shown.stdout
-        stopped = drivebay("target", "stop", "--json", env=env)
-        assert json.loads(stopped.stdout) == {"stopped": status["pid"]}
-        assert not _runs(status["pid"])
-        assert drivebay("target", "status", "-s", rpc_socket, env=env).returncode == 3
-        assert not Path(rpc_socket).exists()
-
-
-def _runs(pid: int) -> bool:
-    """Whether a process that is not our child is more than an exit code to be collected."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return text.rpartition(")")[2].split()[0] not in "ZX"
-
-
-def test_a_target_in_use_is_stopped_only_by_force(folder: Path) -> None:
-    with background(folder) as env:
-        started = drivebay("target", "start", "-r", f"{folder}/r", "-S", str(folder), env=env)
-        assert started.returncode == 0, started.stderr
-        drivebay("rpc", "bdev_malloc_create", json.dumps(MALLOC["params"]), env=env)
-        drivebay("rpc", "vhost_create_blk_controller", json.dumps(CONTROLLER["params"]), env=env)
-        with socket.socket(socket.AF_UNIX) as monitor:
-            monitor.connect(str(folder / "vhost.0"))
-            _wait_for_session(env)
-            refused = drivebay("target", "stop", env=env)
-            assert refused.returncode == 1
-            assert "virtual machines have sessions on vhost.0 (1)" in refused.stderr
-            forced = drivebay("target", "stop", "--force", env=env)
-            assert forced.returncode == 0, forced.stderr
-            assert monitor.recv(1) == b""
-
-
-def _wait_for_session(env: dict[str, str]) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        shown = json.loads(drivebay("rpc", "vhost_get_controllers", env=env).stdout)
-        if shown[0]["sessions"]:
-            return
-    raise AssertionError("the session was never shown")
-
-
-def test_a_background_start_that_fails_says_what_the_target_said(folder: Path) -> None:
-    config = folder / "c.json"
-    config.write_text(configuration({"method": "bdev_nosuch_create"}))
-    with background(folder) as env:
-        failed = drivebay("target", "start", "-r", f"{folder}/r", "-c", str(config), env=env)
-        assert failed.returncode == 1
-        assert "bdev_nosuch_create" in failed.stderr
-        assert names(folder) == {"c.json", "drivebay"}
-        assert drivebay("target", "stop", "-s", f"{folder}/r", env=env).returncode == 3
