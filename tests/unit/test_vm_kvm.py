@@ -15,8 +15,11 @@ AMD = "processor : 0\nflags\t\t: fpu vme svm sse2\n"
 NEITHER = "processor : 0\nflags\t\t: fpu vme sse2 svm_lock\nbugs\t\t: vmx\n"
 
 
-def objection(folder: Path, cpuinfo: str, *, module: str = "kvm_intel") -> str | None:
+def objection(
+    folder: Path, cpuinfo: str, *, module: str = "kvm_intel", mode: int = 0o660
+) -> str | None:
     (folder / "kvm").touch()
+    (folder / "kvm").chmod(mode)
     (folder / "cpuinfo").write_text(cpuinfo)
     (folder / "module" / module).mkdir(parents=True)
     return static_objection(str(folder / "kvm"), str(folder / "cpuinfo"), str(folder / "module"))
@@ -33,6 +36,11 @@ def test_flags_are_whole_words_of_the_flags_line(tmp_path: Path) -> None:
 
 def test_kvm_pvm_is_ruled_out(tmp_path: Path) -> None:
     assert "kvm_pvm" in str(objection(tmp_path, INTEL, module="kvm_pvm"))
+
+
+@pytest.mark.needs_root
+def test_a_device_for_root_alone_is_ruled_out_as_qemu_drops_root(tmp_path: Path) -> None:
+    assert "QEMU does not run as root" in str(objection(tmp_path, INTEL, mode=0o600))
 
 
 def test_no_device_is_said(tmp_path: Path) -> None:

@@ -11,19 +11,25 @@ a guest that says nothing ends in a time-out.
 from __future__ import annotations
 
 import base64
-import errno
+import errno as errno_codes
 import re
 import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from drivebay.errors import HostError, PeerError
+from drivebay.errors import DrivebayError, HostError, PeerError
 
-__all__ = ["GuestAgent", "GuestOutput"]
+__all__ = ["GuestAgent", "GuestOutput", "GuestSilent"]
 
 OUTPUT_LIMIT = 4 << 20
 LINE_LIMIT = 4096
+
+
+class GuestSilent(DrivebayError):
+    """The guest did not answer in time: it hangs, or the host is too busy."""
+
+    errno = errno_codes.ETIMEDOUT
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,9 @@ class GuestAgent:
         try:
             data = self._socket.recv(65536)
         except TimeoutError as error:
-            raise HostError(late, errno.ETIMEDOUT) from error
+            raise GuestSilent(late) from error
         except OSError as error:
             raise HostError("lost the guest", error.errno or 0) from error
         if not data:
-            raise HostError("QEMU ended while the guest was at work", errno.ECONNRESET)
+            raise PeerError("QEMU ended while the guest was at work")
         self._received += data

@@ -72,6 +72,8 @@ def static_objection(
             break
     if not flags & {"vmx", "svm"}:
         return "the processor shows neither vmx nor svm"
+    if os.geteuid() == 0 and (Path(device).stat().st_mode & 0o060) != 0o060:
+        return f"the group of {device} may not open it, and QEMU does not run as root"
     return None
 
 

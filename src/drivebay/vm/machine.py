@@ -13,8 +13,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-from drivebay.errors import DrivebayError, HostError, UsageError
-from drivebay.vm.guest_agent import GuestAgent, GuestOutput
+from drivebay.errors import DrivebayError, HostError, PeerError, UsageError
+from drivebay.vm.guest_agent import GuestAgent, GuestOutput, GuestSilent
 from drivebay.vm.guest_image import GuestImage
 from drivebay.vm.kvm import Accelerator
 from drivebay.vm.processes import Child, start, unprivileged
@@ -109,16 +109,14 @@ class Machine:
         deadline = time.monotonic() + timeout_s
         while not self._child.ended():
             if time.monotonic() > deadline:
-                raise HostError(
+                raise GuestSilent(
                     f"the guest did not switch off within {timeout_s:g} s",
-                    errno.ETIMEDOUT,
                     hint=self._where_to_look(),
                 )
             time.sleep(0.05)
         if self._child.process.returncode != 0:
-            raise HostError(
+            raise PeerError(
                 f"QEMU ended with code {self._child.process.returncode}",
-                errno.EIO,
                 hint=self._where_to_look(),
             )
 

@@ -1,0 +1,81 @@
+"""What end-to-end tests share: a target per module, guests, and their logs when a test fails."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from drivebay.vm.guest_image import GuestImage, prepare_guest
+from drivebay.vm.kvm import choose_accelerator
+from drivebay.vm.machine import Machine
+from drivebay.vm.qemu import Disk, MachineSpec, find_qemu
+from drivebay.vm.target import TargetProcess
+
+LOGS_SHOWN = pytest.StashKey[dict[str, Path]]()
+LOG_TAIL_BYTES = 4000
+
+BootGuest = Callable[[str, Sequence[Disk]], Machine]
+
+
+@pytest.fixture(scope="session")
+def guest_image() -> GuestImage:
+    return prepare_guest(print)
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """A folder whose name leaves room for socket names, and which QEMU's own user may enter."""
+    path = Path(tempfile.mkdtemp(prefix="drivebay-e2e-"))
+    path.chmod(0o711)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def logs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("logs")
+    request.config.stash.setdefault(LOGS_SHOWN, {})[request.module.__name__] = path
+    return path
+
+
+@pytest.fixture(scope="module")
+def target(folder: Path, logs: Path) -> Iterator[TargetProcess]:
+    """A target of our own; at the module's end it must still be alive, and end well."""
+    with TargetProcess(folder, logs / "target.log") as process:
+        yield process
+        assert not process.ended(), f"the target died: {process.log.read_text()[-500:]}"
+        assert process.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def boot_guest(guest_image: GuestImage, folder: Path, logs: Path) -> Iterator[BootGuest]:
+    """Start a guest with these disks; wait for it with ``wait_ready``. Ended with the module."""
+    with ExitStack() as stack:
+
+        def boot(name: str, disks: Sequence[Disk]) -> Machine:
+            spec = MachineSpec(disks, cpus=2)
+            accelerator = choose_accelerator()
+            machine = Machine(find_qemu(), accelerator, guest_image, spec, folder / name, logs)
+            return stack.enter_context(machine)
+
+        yield boot
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Add the ends of the module's logs to a failure: on CI nobody can look at the files."""
+    report = yield
+    folders = item.config.stash.get(LOGS_SHOWN, {})
+    module = getattr(item, "module", None)
+    if report.failed and module is not None and module.__name__ in folders:
+        for path in sorted(folders[module.__name__].iterdir()):
+            tail = path.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace")
+            report.sections.append((path.name, tail))
+    return report
