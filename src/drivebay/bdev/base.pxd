@@ -92,5 +92,4 @@ cdef class Channel:
     cdef bint active
     cdef void* bounce_memory
     cdef int allocate_bounces(self) except -1
-    cdef void on_activate(self) noexcept
     cdef Answer ask(self, void (*act)(message_t*, void*) noexcept nogil)

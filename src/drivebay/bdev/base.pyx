@@ -133,12 +133,8 @@ cdef class Channel:
             return answered(0)
         return self.reactor.ask(act, &self.raw, self)
 
-    cdef void on_activate(self) noexcept:
-        """What a module does in control just before its channel goes live."""
-
     def activate(self):
         self.active = True
-        self.on_activate()
         return self.ask(act_activate)
 
     def gate(self):

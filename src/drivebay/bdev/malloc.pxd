@@ -2,15 +2,20 @@
 
 from libc.stdint cimport uint8_t
 
-from drivebay.bdev.base cimport Bdev, Channel, io_t
+from drivebay.bdev.base cimport Bdev, Channel
+from drivebay.reactor.io cimport io_t
 from drivebay.reactor.reactor cimport engine_t
 
-# The long operations of one channel: they go on a piece in each turn.
-cdef struct malloc_engine_t:
+# The long operations on one reactor, of all malloc bdevs: they go on a piece in each turn.
+cdef struct clearing_t:
     engine_t engine         # first: the reactor knows only this
-    uint8_t* memory
     io_t* first
     io_t* last
+
+# channel.module of a malloc channel
+cdef struct malloc_t:
+    uint8_t* memory
+    clearing_t* clearing
 
 cdef class MallocBdev(Bdev):
     cdef uint8_t* memory
@@ -18,4 +23,8 @@ cdef class MallocBdev(Bdev):
     cdef size_t mapping_bytes
 
 cdef class MallocChannel(Channel):
-    cdef malloc_engine_t engine
+    cdef malloc_t disk
+    cdef ClearingEngine clearing
+
+cdef class ClearingEngine:
+    cdef clearing_t raw

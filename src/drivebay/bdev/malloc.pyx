@@ -17,7 +17,7 @@ from drivebay.bdev.base cimport (
     SUBMIT_PENDING, channel_t, io_complete, io_t,
 )
 from drivebay.reactor.mailbox cimport message_answer, message_t
-from drivebay.reactor.reactor cimport engine_t, reactor_add_engine, reactor_remove_engine, reactor_t
+from drivebay.reactor.reactor cimport Reactor, engine_t, reactor_add_engine, reactor_t
 
 from drivebay.errors import HostError
 
@@ -56,53 +56,55 @@ cdef void clear(uint8_t* start, uint64_t length) noexcept nogil:
     memset(start + head + pages, 0, length - head - pages)
 
 
-cdef bint clear_piece(uint8_t* memory, io_t* io) noexcept nogil:
-    """Clear the next piece. Returns: whether the whole is done."""
+cdef bint clear_piece(io_t* io) noexcept nogil:
+    """Clear the next piece; io.engine is where it begins. Returns: whether all is done."""
     cdef uint64_t length = min(<uint64_t>PIECE_BYTES, io.length - io.done)
-    clear(memory + io.offset + io.done, length)
+    clear(<uint8_t*>io.engine + io.done, length)
     io.done += length
     return io.done == io.length
 
 
 cdef int malloc_submit(channel_t* channel, io_t* io) noexcept nogil:
-    cdef malloc_engine_t* engine = <malloc_engine_t*>channel.module
+    cdef malloc_t* disk = <malloc_t*>channel.module
     io.status = 0
     if io.operation == IO_READ or io.operation == IO_WRITE:
-        copy_io(engine.memory + io.offset, io)
+        copy_io(disk.memory + io.offset, io)
         return SUBMIT_DONE
-    if io.operation == IO_FLUSH or clear_piece(engine.memory, io):
+    io.engine = <uint64_t>(disk.memory + io.offset)
+    if io.operation == IO_FLUSH or clear_piece(io):
         return SUBMIT_DONE
-    io.link = NULL
-    if engine.first == NULL:
-        engine.first = io
-    else:
-        engine.last.link = io
-    engine.last = io
-    engine.engine.inflight += 1
+    append(disk.clearing, io)
+    disk.clearing.engine.inflight += 1
     return SUBMIT_PENDING
 
 
-cdef int malloc_poll(engine_t* base, reactor_t* reactor) noexcept nogil:
-    """One piece of the oldest long operation; then the next one's turn."""
-    cdef malloc_engine_t* engine = <malloc_engine_t*>base
-    cdef io_t* io = engine.first
-    if clear_piece(engine.memory, io):
-        engine.first = io.link
-        base.inflight -= 1
+cdef void append(clearing_t* clearing, io_t* io) noexcept nogil:
+    io.link = NULL
+    if clearing.first == NULL:
+        clearing.first = io
+    else:
+        clearing.last.link = io
+    clearing.last = io
+
+
+cdef int clearing_poll(engine_t* engine, reactor_t* reactor) noexcept nogil:
+    """One piece of the oldest long operation; then it is the next one's turn."""
+    cdef clearing_t* clearing = <clearing_t*>engine
+    cdef io_t* io = clearing.first
+    clearing.first = io.link
+    if clear_piece(io):
+        engine.inflight -= 1
         io_complete(io)
-    elif io.link != NULL:
-        engine.first = io.link
-        io.link = NULL
-        engine.last.link = io
-        engine.last = io
+    else:
+        append(clearing, io)
     return 1
 
 
-cdef void malloc_flush(engine_t* base, reactor_t* reactor) noexcept nogil:
+cdef void clearing_flush(engine_t* engine, reactor_t* reactor) noexcept nogil:
     pass
 
 
-cdef bint malloc_arm(engine_t* base, bint armed) noexcept nogil:
+cdef bint clearing_arm(engine_t* engine, bint armed) noexcept nogil:
     return True
 
 
@@ -110,30 +112,36 @@ cdef void act_add_engine(message_t* message, void* reactor) noexcept nogil:
     message_answer(message, reactor_add_engine(<reactor_t*>reactor, <engine_t*>message.target))
 
 
-cdef void act_remove_engine(message_t* message, void* reactor) noexcept nogil:
-    reactor_remove_engine(<reactor_t*>reactor, <engine_t*>message.target)
-    message_answer(message, 0)
+cdef class ClearingEngine:
+    """One a reactor; lives as long as the reactor does."""
+
+    def __init__(self):
+        self.raw.engine.flush = clearing_flush
+        self.raw.engine.poll = clearing_poll
+        self.raw.engine.arm = clearing_arm
+        self.raw.engine.fd = -1
+
+    def close(self):
+        """Nothing to give back."""
+
+
+cdef ClearingEngine clearing_of(Reactor reactor):
+    """The reactor's engine, made and handed over at the first malloc bdev."""
+    cdef ClearingEngine engine = reactor.shared.get("clearing")
+    if engine is None:
+        engine = reactor.shared["clearing"] = ClearingEngine()
+        reactor.ask(act_add_engine, &engine.raw.engine, engine)
+    return engine
 
 
 cdef class MallocChannel(Channel):
     def __init__(self, MallocBdev bdev, reactor):
         Channel.__init__(self, bdev, reactor)
+        self.clearing = clearing_of(self.reactor)
+        self.disk.memory = bdev.memory
+        self.disk.clearing = &self.clearing.raw
         self.raw.submit = malloc_submit
-        self.raw.module = &self.engine
-        self.engine.engine.flush = malloc_flush
-        self.engine.engine.poll = malloc_poll
-        self.engine.engine.arm = malloc_arm
-        self.engine.engine.fd = -1
-        self.engine.memory = bdev.memory
-
-    cdef void on_activate(self) noexcept:
-        self.reactor.ask(act_add_engine, &self.engine.engine, self)
-
-    def close(self):
-        answer = Channel.close(self)
-        if self.active:
-            return self.reactor.ask(act_remove_engine, &self.engine.engine, (self, answer))
-        return answer
+        self.raw.module = &self.disk
 
 
 cdef class MallocBdev(Bdev):

@@ -43,7 +43,7 @@ cdef struct engine_t:
     uint32_t inflight
 
 cdef enum:
-    REACTOR_MAX_ENGINES = 1024
+    REACTOR_MAX_ENGINES = 16
 
 # Blocks for chains of many buffers; address space only, until used.
 cdef enum:
@@ -86,7 +86,6 @@ cdef void reactor_wake(reactor_t* reactor, source_t* source) noexcept nogil
 cdef void reactor_detach(reactor_t* reactor, source_t* source) noexcept nogil
 cdef int reactor_rewatch(reactor_t* reactor, source_t* source, int kick) noexcept nogil
 cdef int reactor_add_engine(reactor_t* reactor, engine_t* engine) noexcept nogil
-cdef void reactor_remove_engine(reactor_t* reactor, engine_t* engine) noexcept nogil
 cdef void reactor_notify(reactor_t* reactor, int call) noexcept nogil
 
 cdef inline void reactor_mark_dirty(reactor_t* reactor, source_t* source) noexcept nogil:

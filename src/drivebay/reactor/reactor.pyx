@@ -8,7 +8,7 @@ mailbox's doorbell wake it. A turn serves messages, sources, engines, and then
 publishes what completed.
 """
 
-from libc.errno cimport EINTR, errno
+from libc.errno cimport EINTR, ENOSPC, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from posix.fcntl cimport F_GETFL, F_SETFL, O_NONBLOCK, fcntl
 from posix.mman cimport (
@@ -134,7 +134,7 @@ cdef void arm_source(reactor_t* reactor, source_t* source) noexcept nogil:
 cdef int reactor_add_engine(reactor_t* reactor, engine_t* engine) noexcept nogil:
     cdef int status
     if reactor.engine_count == REACTOR_MAX_ENGINES:
-        return -28  # ENOSPC
+        return -ENOSPC
     if engine.fd >= 0:
         status = watch(reactor.epoll, engine.fd, engine, WATCH_ENGINE)
         if status != 0:
@@ -142,16 +142,6 @@ cdef int reactor_add_engine(reactor_t* reactor, engine_t* engine) noexcept nogil
     reactor.engines[reactor.engine_count] = engine
     reactor.engine_count += 1
     return 0
-
-
-cdef void reactor_remove_engine(reactor_t* reactor, engine_t* engine) noexcept nogil:
-    cdef uint32_t i
-    for i in range(reactor.engine_count):
-        if reactor.engines[i] == engine:
-            unwatch(reactor.epoll, engine.fd)
-            reactor.engine_count -= 1
-            reactor.engines[i] = reactor.engines[reactor.engine_count]
-            return
 
 
 # --- one turn ------------------------------------------------------------------------------
@@ -188,17 +178,15 @@ cdef int serve_sources(reactor_t* reactor) noexcept nogil:
 
 cdef int serve_engines(reactor_t* reactor) noexcept nogil:
     """Flush what the sources prepared, once per engine, then reap."""
-    cdef uint32_t i = 0
+    cdef uint32_t i
     cdef engine_t* engine
     cdef int work = 0
-    while i < reactor.engine_count:
+    for i in range(reactor.engine_count):
         engine = reactor.engines[i]
         if engine.unflushed:
             engine.flush(engine, reactor)
         if engine.inflight:
             work += engine.poll(engine, reactor)
-        if i < reactor.engine_count and reactor.engines[i] == engine:
-            i += 1
     return work
 
 

@@ -1,0 +1,240 @@
+#!/usr/bin/env python3
+"""Compare vhost-user-blk targets side by side: throughput, cost, idle, start, memory.
+
+Each target runs on core 0, the load on core 1; within a repetition the targets take
+turns, since the machine's speed drifts. Quoted is the median, with the spread. Rows
+compare only equal durability: reads, and writes that both sides acknowledge alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from chart import write_chart
+from targets import (
+    DISK_BYTES,
+    Target,
+    add_disk,
+    drivebay,
+    make_file,
+    parse_other,
+    running,
+    storage_daemon,
+    wait_for_rpc,
+)
+
+from drivebay.engines.vhost_user_client import VhostUserBlk
+from drivebay.engines.vhost_user_workload import LoadParams, LoadResult, Workload, run_load
+
+LOAD_CORE = 1
+WORKLOADS = ("null", "malloc", "file hot", "file direct")
+DEPTHS = (1, 32, 128)
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass
+class Row:
+    """One line of the table: a workload at a depth on one target."""
+
+    target: str
+    workload: str
+    rw: str
+    depth: int
+    iops: list[float]
+    cpu_ns: list[float]  # target CPU time per request, at a fixed rate; depth 32 only
+    features: list[str]
+    write_cache: bool
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.iops)
+
+
+def prepare(folder: Path, disk: Path) -> tuple[Target, Target]:
+    """Ours and QEMU's, with the same four disks; ours is started to be given them."""
+    ours = drivebay(folder / "ours")
+    ours.start()
+    client = wait_for_rpc(folder / "ours")
+    blocks = DISK_BYTES // 512
+    memory = Path("/dev/shm")
+    files = {
+        "malloc": make_file(memory / f"drivebay-bench-{os.getpid()}-a"),
+        "file hot": make_file(memory / f"drivebay-bench-{os.getpid()}-b"),
+        "file direct": make_file(disk / "bench-qemu.img"),
+    }
+    add_disk(client, ours, "null", "bdev_null_create", num_blocks=blocks)
+    add_disk(client, ours, "malloc", "bdev_malloc_create", num_blocks=blocks)
+    hot = make_file(memory / f"drivebay-bench-{os.getpid()}-c")
+    add_disk(client, ours, "file hot", "bdev_uring_create", filename=str(hot))
+    direct = make_file(disk / "bench-drivebay.img")
+    add_disk(client, ours, "file direct", "bdev_aio_create", filename=str(direct))
+    return ours, storage_daemon(folder / "qsd", files)
+
+
+def load(target: Target, workload: str, rw: str, depth: int, **more: Any) -> LoadResult:
+    return run_load(
+        LoadParams(str(target.sockets[workload]), Workload(rw), depth=depth, core=LOAD_CORE, **more)
+    )
+
+
+def measure(targets: list[Target], options: argparse.Namespace) -> list[Row]:
+    """All rows; the targets alternate within each repetition."""
+    rows: list[Row] = []
+    for workload in options.workloads:
+        for rw in ("randread", "randwrite"):
+            for depth in options.depths:
+                rows += measure_one(targets, workload, rw, depth, options)
+    return rows
+
+
+def measure_one(
+    targets: list[Target], workload: str, rw: str, depth: int, options: argparse.Namespace
+) -> list[Row]:
+    having = [target for target in targets if workload in target.sockets]
+    found = {t.name: Row(t.name, workload, rw, depth, [], [], [], False) for t in having}
+    for _ in range(options.repeat):
+        for target in having:
+            result = load(target, workload, rw, depth, runtime_s=options.runtime)
+            row = found[target.name]
+            row.iops.append(result.iops)
+            row.features, row.write_cache = result.features, result.write_cache
+    if depth == 32:
+        rate = 0.5 * min(row.median for row in found.values())
+        for _ in range(options.repeat):
+            for target in having:
+                before = target.cpu_seconds()
+                result = load(target, workload, rw, depth, runtime_s=options.runtime, rate=rate)
+                used = target.cpu_seconds() - before
+                done = result.reads + result.writes
+                found[target.name].cpu_ns.append(used / done * 1e9)
+    for row in found.values():
+        print(describe(row), flush=True)
+    return list(found.values())
+
+
+def describe(row: Row) -> str:
+    cost = f"  {statistics.median(row.cpu_ns):7,.0f} ns CPU" if row.cpu_ns else ""
+    return (
+        f"{row.workload:12} {row.rw:10} {row.depth:4}  {row.target:20} {row.median / 1000:9,.0f}k "
+        f"({min(row.iops) / 1000:,.0f}-{max(row.iops) / 1000:,.0f}){cost}"
+    )
+
+
+def resting(folder: Path, seconds: float) -> dict[str, float]:
+    """Start-up, memory and idle CPU with 100 controllers, then with 100 sessions."""
+    began = time.monotonic()
+    ours = drivebay(folder / "resting")
+    with running([ours]):
+        client = wait_for_rpc(folder / "resting")
+        client.call("spdk_get_version")
+        first_answer = time.monotonic() - began
+        for number in range(100):
+            add_disk(client, ours, f"d{number}", "bdev_malloc_create", num_blocks=2048)
+        resident = ours.resident_bytes()
+        sessions = [VhostUserBlk(str(path)) for path in ours.sockets.values()]
+        for session in sessions:
+            session.read(0, 4096)
+        before = ours.cpu_seconds()
+        time.sleep(seconds)
+        idle = (ours.cpu_seconds() - before) / seconds
+        for session in sessions:
+            session.close()
+    return {
+        "first_rpc_answer_s": first_answer,
+        "resident_mib_100_controllers": resident / 2**20,
+        "idle_cpu_percent_100_sessions": idle * 100,
+    }
+
+
+def ratio_table(rows: list[Row], base: str = "drivebay") -> str:
+    """Markdown: ours against each other target, line by line."""
+    lines = ["| workload | depth | target | thousand a second, median (min-max) | ours is |"]
+    lines.append("|---|---|---|---|---|")
+    ours = {(r.workload, r.rw, r.depth): r for r in rows if r.target == base}
+    for row in rows:
+        mine = ours[(row.workload, row.rw, row.depth)]
+        ratio = "" if row is mine else f"{mine.median / row.median:.2f} times"
+        lines.append(
+            f"| {row.workload}, {row.rw} | {row.depth} | {row.target} | {row.median / 1000:,.0f} "
+            f"({min(row.iops) / 1000:,.0f}-{max(row.iops) / 1000:,.0f}) | {ratio} |"
+        )
+    return "\n".join(lines)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--runtime", type=float, default=3.0, help="seconds of one measurement")
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--quick", action="store_true", help="3 repetitions of half a second")
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--depths", nargs="+", type=int, default=list(DEPTHS))
+    parser.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        metavar="NAME,WORKLOAD=SOCKET,…,command=COMMAND",
+        help="one more target, pinned like the others",
+    )
+    options = parser.parse_args()
+    if options.quick:
+        options.runtime, options.repeat = 0.5, 3
+    return options
+
+
+def main() -> None:
+    options = parse()
+    if len(os.sched_getaffinity(0)) < 2:
+        raise SystemExit("two cores are needed: one for the target, one for the load")
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "drivebay"
+    with tempfile.TemporaryDirectory(prefix="drivebay-bench-") as name:
+        folder = Path(name)
+        targets = list(prepare(folder, cache))
+        targets += [parse_other(text, folder / f"t{i}") for i, text in enumerate(options.target)]
+        try:
+            with running(targets):
+                rows = measure(targets, options)
+            rest = resting(folder, 10.0)
+        finally:
+            targets[0].stop()
+            for path in Path("/dev/shm").glob(f"drivebay-bench-{os.getpid()}-*"):
+                path.unlink()
+            for path in cache.glob("bench-*.img"):
+                path.unlink()
+    report(rows, rest, options)
+
+
+def report(rows: list[Row], rest: dict[str, float], options: argparse.Namespace) -> None:
+    print("\n" + ratio_table(rows) + "\n")
+    for key, value in rest.items():
+        print(f"{key:32} {value:8.2f}")
+    for target in dict.fromkeys(row.target for row in rows):
+        for row in rows:
+            if row.target == target and row.rw == "randwrite" and row.depth == options.depths[0]:
+                cache = "write-back" if row.write_cache else "write-through or no cache"
+                print(f"{target}, {row.workload}: {cache}; {' '.join(row.features)}")
+    stamp = time.strftime("%Y-%m-%d")
+    RESULTS.mkdir(exist_ok=True)
+    found = {
+        "date": stamp,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
+        "runtime_s": options.runtime,
+        "repeat": options.repeat,
+        "rows": [asdict(row) for row in rows],
+        "resting": rest,
+    }
+    (RESULTS / "vhost_blk.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_chart(RESULTS / "vhost_blk.svg", rows)
+    print(f"\nwritten: {RESULTS / 'vhost_blk.json'} and vhost_blk.svg")
+
+
+if __name__ == "__main__":
+    main()
