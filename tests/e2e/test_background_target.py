@@ -54,6 +54,8 @@ def test_the_life_of_a_background_target(folder: Path) -> None:
         created = drivebay("rpc", "bdev_malloc_create", json.dumps(MALLOC["params"]), env=env)
         assert json.loads(created.stdout) == "M0"
         drivebay("rpc", "vhost_create_blk_controller", json.dumps(CONTROLLER["params"]), env=env)
+        words = drivebay("completion", "words", "--", "rpc", "bdev_malloc_", env=env)
+        assert set(words.stdout.split()) == {"bdev_malloc_create", "bdev_malloc_delete"}
         status = json.loads(drivebay("target", "status", "--json", env=env).stdout)
         assert status["state"] == "running"
         assert status["sessions"] == 0

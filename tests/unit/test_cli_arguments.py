@@ -257,6 +257,14 @@ def test_what_the_user_may_not_do_is_said(unprivileged: Path) -> None:
         check_options(Options(socket_dir="/tmp", config=str(sealed / "a.json")))
 
 
+def test_without_a_target_completion_knows_no_methods(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drivebay.cli.connection.find_socket", lambda named: f"{tmp_path}/none")
+    assert completion.candidates(["rpc", ""]) == ["save_config", "load_config"]
+    assert completion.candidates(["rpc", "--s"]) == ["--socket"]
+
+
 def test_completion_of_options_and_subcommands() -> None:
     assert completion.candidates([""])[:2] == ["vhost", "target"]
     assert completion.candidates(["target", "st"]) == ["start", "stop", "status"]

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from drivebay.cli.arguments import Parser
 from drivebay.cli.output import DONE
+from drivebay.errors import DrivebayError
 
 __all__ = ["build_parser", "candidates", "main"]
 
@@ -38,6 +39,9 @@ _FISH = """\
 complete -c drivebay -a \
 '(drivebay completion words -- (commandline -opc)[2..] (commandline -ct) 2>/dev/null)'
 """
+
+# A person waits at the keyboard.
+_PATIENCE_S = 1.0
 
 _SCRIPTS = {"bash": _BASH, "zsh": _ZSH, "fish": _FISH}
 
@@ -77,10 +81,24 @@ def candidates(words: Sequence[str]) -> list[str]:
     command = COMMANDS.get(before[0])
     if command is None:
         return []
+    if before == ["rpc"] and not prefix.startswith("-"):
+        return _starting(prefix, _methods())
     parser: argparse.ArgumentParser = importlib.import_module(command.module).build_parser()
     for word in before[1:]:
         parser = _subparsers(parser).get(word, parser)
     return _starting(prefix, _words_of(parser, prefix))
+
+
+def _methods() -> list[str]:
+    """What the running target answers; without one, only what needs no method."""
+    from drivebay.cli.connection import call, connect
+
+    own = ["save_config", "load_config"]
+    try:
+        with connect(None, timeout_s=_PATIENCE_S) as client:
+            return [*call(client, "rpc_get_methods", {"current": True}), *own]
+    except DrivebayError:
+        return own
 
 
 def _words_of(parser: argparse.ArgumentParser, prefix: str) -> Iterable[str]:

@@ -39,12 +39,12 @@ def find_socket(named: str | None) -> str:
     return DEFAULT_RPC_SOCKET if background is None else background.rpc_socket
 
 
-def connect(named: str | None) -> Client:
+def connect(named: str | None, timeout_s: float = 60.0) -> Client:
     """Open a connection to the target. Raises: Unreachable, saying why and what to do."""
     from drivebay.rpc.client import Client
 
     try:
-        return Client(find_socket(named))
+        return Client(find_socket(named), timeout_s)
     except HostError as error:
         raise Unreachable(str(error), hint=error.hint) from error
 
