@@ -14,7 +14,6 @@ import errno
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +116,8 @@ def saved_config(target: Target) -> dict[str, Any]:
 
 def write_config(path: Path, config: dict[str, Any]) -> None:
     """Replace the file as a whole, or not at all. Blocking. Raises: HostError."""
+    import tempfile  # slow, and not needed before the first change
+
     text = json.dumps(config, indent=2) + "\n"
     temporary: Path | None = None
     try:
