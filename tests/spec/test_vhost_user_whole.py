@@ -197,7 +197,7 @@ def test_a_bad_ring_is_given_up_alone(target: Target, caplog: pytest.LogCaptureF
         ring = session.drivers[0].ring
         session.memory.store_u16(ring.avail + 2, ring.size + 500)
         session.ports[0].kick()
-        os.eventfd_read(_blocking(session.ports[0].err_fd))
+        assert os.eventfd_read(_blocking(session.ports[0].err_fd)) == 1
         session.drivers.pop(0)
         verify(session)
         verify(other)

@@ -83,6 +83,8 @@ cdef void blk_queue_break(blk_queue_t* q) noexcept nogil:
     """Give this queue up, and only this one; control logs why."""
     q.broken = 1
     event_raise(q.reactor.control, &q.event, EVENT_BROKEN)
+    if q.err >= 0:
+        reactor_notify(q.reactor, q.err)
 
 
 cdef inline bint is_serving(const blk_queue_t* q) noexcept nogil:
@@ -331,6 +333,7 @@ cdef void act_notifiers(message_t* message, void* reactor) noexcept nogil:
     cdef int status = 0
     cdef int kick = <int>message.argument[0]
     q.call = <int>message.argument[1]
+    q.err = <int>message.argument[2]
     if kick != q.source.kick:
         status = reactor_rewatch(q.reactor, &q.source, kick)
     message_answer(message, status)
@@ -376,6 +379,7 @@ cdef class BlkQueue(EventOwner):
         self.raw.write_through = write_through
         self.raw.channel = &channel.raw
         self.raw.call = -1
+        self.raw.err = -1
         self.raw.event.owner = <void*>self
         self.raw.gather_below = GATHER_BELOW_NS * ticks_per_second() // 1_000_000_000
         text = serial
@@ -448,6 +452,7 @@ cdef class BlkQueue(EventOwner):
         self.started = True
         self.raw.source.kick = kick
         self.raw.call = call
+        self.raw.err = err
         return self.ask(act_start, None)
 
     def stop(self):
@@ -474,8 +479,9 @@ cdef class BlkQueue(EventOwner):
         if not self.live():
             self.raw.source.kick = kick
             self.raw.call = call
+            self.raw.err = err
             return answered(0)
-        return self.ask(act_notifiers, None, <uint64_t>kick, <uint64_t>call)
+        return self.ask(act_notifiers, None, <uint64_t>kick, <uint64_t>call, <uint64_t>err)
 
     def set_write_through(self, bint write_through):
         if not self.live():

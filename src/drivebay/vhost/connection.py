@@ -119,6 +119,8 @@ class Connection:
 
     def hung_up(self) -> bool:
         """Whether the other side is gone, however much it sent before that."""
+        if self._sock.fileno() < 0:
+            return True
         poll = select.poll()
         poll.register(self._sock, select.POLLRDHUP)
         return bool(poll.poll(0))

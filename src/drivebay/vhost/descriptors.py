@@ -1,12 +1,12 @@
 """File descriptors that came over a socket: who holds them, and what they may be.
 
 Context: control. A descriptor from a front end is an open file of somebody
-else's choosing. Nothing here reads from one, and only an eventfd is written to.
+else's choosing. Nothing here reads from one or writes to one: only a reactor does that,
+which can be freed when the other holder makes it block.
 """
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import socket
@@ -17,7 +17,7 @@ from typing import Final
 
 from drivebay.errors import PeerError
 
-__all__ = ["Received", "check_eventfd", "close_all", "ring_eventfd", "take_stream_socket"]
+__all__ = ["Received", "check_eventfd", "close_all", "take_stream_socket"]
 
 _EVENTFD_LINK: Final = "anon_inode:[eventfd]"
 
@@ -74,14 +74,6 @@ def check_eventfd(fd: int, what: str) -> None:
     flags = fcntl.fcntl(fd, fcntl.F_GETFL)
     if not flags & os.O_NONBLOCK:
         fcntl.fcntl(fd, fcntl.F_SETFL, flags | os.O_NONBLOCK)
-
-
-def ring_eventfd(fd: int) -> None:
-    """Add one to an eventfd that check_eventfd() has seen; -1 for none."""
-    if fd < 0:
-        return
-    with contextlib.suppress(BlockingIOError):  # it is at its limit, which rings as well
-        os.eventfd_write(fd, 1)
 
 
 def take_stream_socket(received: Received, what: str) -> socket.socket:

@@ -63,10 +63,6 @@ class Ring:
     def started(self) -> bool:
         return self.kicked and self.addr is not None and self.size > 0
 
-    @property
-    def err(self) -> int:
-        return self._fds["err"]
-
     # What the front end says ------------------------------------------------------------
 
     def set_size(self, size: int) -> None:

@@ -20,7 +20,7 @@ from typing import Final
 from drivebay.errors import DrivebayError, PeerError
 from drivebay.reactor.mailbox import Answer
 from drivebay.vhost.connection import Connection, HungUp
-from drivebay.vhost.descriptors import Received, ring_eventfd
+from drivebay.vhost.descriptors import Received
 from drivebay.vhost.handlers import HANDLERS, Device, Handlers, Refused
 from drivebay.vhost.ring import Ring
 from drivebay.vhost.rings import Rings
@@ -184,7 +184,6 @@ class Session:
             f"controller '{self._device.name}', session '{self.name}': queue {ring.index} is "
             f"given up: {cause}"
         )
-        ring_eventfd(ring.err)
 
     def _memory_broken(self) -> None:
         self.end("its guest memory was truncated while it was in use")
