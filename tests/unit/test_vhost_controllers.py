@@ -231,6 +231,14 @@ def test_deleting_under_a_session_needs_force(serving: Serving) -> None:
     serving.create()  # the name is free again
 
 
+def test_a_front_end_that_has_just_left_is_nobody_s_session(serving: Serving) -> None:
+    for _ in range(20):
+        serving.create()
+        with serving.connect() as front:
+            negotiate(front)
+        serving.run(serving.controllers.delete("vhost.0"))
+
+
 def test_deleting_what_is_not_there(serving: Serving) -> None:
     with pytest.raises(NotFound, match="'nosuch'"):
         serving.run(serving.controllers.delete("nosuch"))

@@ -218,7 +218,7 @@ class BlkController:
             _log.error("session '%s' ended by a fault of ours", session.name, exc_info=error)
 
     def connected(self) -> list[Session]:
-        return [session for session in self.sessions if not session.ended.is_set()]
+        return [session for session in self.sessions if session.connected]
 
     # The bdev's events ------------------------------------------------------------------
 
@@ -261,7 +261,7 @@ class BlkController:
                 }
             },
         }
-        lingering = len(self.sessions) - len(self.connected())
+        lingering = sum(session.ended.is_set() for session in self.sessions)
         return {**shown, "lingering": lingering} if lingering else shown
 
     def save(self) -> tuple[str, dict[str, Any]] | None:

@@ -195,6 +195,11 @@ class Session:
 
     # What the controller asks -----------------------------------------------------------
 
+    @property
+    def connected(self) -> bool:
+        """False as soon as the front end is gone, even if nothing of that was read yet."""
+        return not self.ended.is_set() and not self._connection.hung_up()
+
     def config_changed(self) -> None:
         """Tell the front end, if it opened a channel for that."""
         self._config_change_owed = True
