@@ -1,4 +1,4 @@
-"""Words and forms that must not be committed, and the shape of documents."""
+"""Words and forms that must not be committed, and folders that say what they hold."""
 
 from __future__ import annotations
 
@@ -32,22 +32,6 @@ def test_no_forbidden_words(path: Path) -> None:
 )
 def test_a_forbidden_word_is_seen(text: str) -> None:
     assert FORBIDDEN.search(text)
-
-
-def titles(text: str) -> list[str]:
-    """The '# Title' lines of a document; a '#' inside a code block is not one."""
-    prose = re.sub(r"^(```|~~~).*?^\1", "", text, flags=re.MULTILINE | re.DOTALL)
-    return re.findall(r"^# .+$", prose, re.MULTILINE)
-
-
-@pytest.mark.parametrize("path", files(".md"), ids=named)
-def test_one_title_in_each_document(path: Path) -> None:
-    assert len(titles(path.read_text())) == 1, f"{named(path)}: {titles(path.read_text())}"
-
-
-def test_titles_are_counted() -> None:
-    assert titles("# One\n```\n# not this\n```\ntext\n# Two\n") == ["# One", "# Two"]
-    assert titles("text\n## Sub\n") == []
 
 
 def test_every_folder_of_the_package_has_a_docstring() -> None:
