@@ -9,44 +9,35 @@ from libc.errno cimport EOPNOTSUPP, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.mman cimport (
-    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
-)
+    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap)
 
 from drivebay.bdev.base cimport Channel
 from drivebay.bdev.entry cimport bdev_submit
 from drivebay.dataplane.blk_request cimport (
-    PARSE_BAD, PARSE_ID, PARSE_SUBMIT, blk_request_parse, request_t,
-)
+    PARSE_BAD, PARSE_ID, PARSE_SUBMIT, blk_request_parse, request_t)
 from drivebay.dataplane.virtqueue cimport (
     FAULT_ADDRESS, FAULT_AVAIL_JUMP, FAULT_CALL_BLOCKED, FAULT_CHAIN_LONG, FAULT_HEAD_RANGE,
     FAULT_HEAD_TWICE, FAULT_INDIRECT_LENGTH, FAULT_INDIRECT_NESTED, FAULT_INDIRECT_OFF,
     FAULT_NEXT_RANGE, FAULT_ORDER, FAULT_WATCH, POP_CHAIN, virtqueue_arm, virtqueue_bad,
     virtqueue_disarm, virtqueue_fill, virtqueue_look, virtqueue_pop, virtqueue_prefetch,
-    virtqueue_publish, virtqueue_walk,
-)
+    virtqueue_publish, virtqueue_walk)
 from drivebay.memory.guest_memory cimport MemoryTable, memtable_t
 from drivebay.memory.platform cimport (
-    CHECK, cpu_pause, exchange_u32, load_relaxed_u32, load_relaxed_u64, tsc_read,
-)
+    CHECK, cpu_pause, exchange_u32, load_relaxed_u32, load_relaxed_u64, tsc_read)
 from drivebay.reactor.clock cimport ticks_per_second
 from drivebay.reactor.io cimport (
     FRAME_DONE, IO_FUA, IO_INLINE_IOVECS, IO_READ, IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE, io_push,
-    io_t, iovec,
-)
+    io_t, iovec)
 from drivebay.reactor.mailbox cimport (
-    Answer, act_fn, answered, event_raise, message_answer, message_t,
-)
+    Answer, act_fn, answered, event_raise, message_answer, message_t)
 from drivebay.reactor.reactor cimport (
     reactor_attach, reactor_detach, reactor_mark_dirty, reactor_notify, reactor_rewatch, reactor_t,
-    reactor_wake, source_t,
-)
+    reactor_wake, source_t)
 from drivebay.wire.virtio_blk cimport (
-    VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP,
-)
+    VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP)
 from drivebay.wire.virtio_ring cimport (
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VIRTQ_MAX_SIZE, virtq_avail, virtq_desc,
-    virtq_used,
-)
+    virtq_used)
 
 from typing import NamedTuple
 
@@ -57,9 +48,7 @@ cdef enum:
     POLL_COPY_BYTES = 262144    # the same, for bdevs that copy
     GATHER_LOOKS = 3
     GATHER_BELOW_NS = 250       # a request cheaper than this is worth a wait for the next
-
-cdef enum:
-    EVENT_BROKEN = 1
+    EVENT_BROKEN = 1            # what an event of a queue says
 
 FAULTS = {
     FAULT_AVAIL_JUMP: "avail.idx jumped to {}, further than the ring is long",
