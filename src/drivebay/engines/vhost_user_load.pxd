@@ -47,6 +47,8 @@ cdef struct load_queue_t:
     uint16_t free_first          # free-running
     uint16_t free_end            # free-running; free_end - free_first slots are free
     uint32_t writes              # since the last flush
+    uint64_t reaped              # tick of the last completions
+    uint64_t pace_ticks          # ticks for each completion, of late
 
 cdef struct load_t:
     # What to do
@@ -61,6 +63,7 @@ cdef struct load_t:
     uint32_t flush_every         # writes of a queue; 0 = never
     uint64_t duration_ticks
     double interval_ticks        # of the open loop; 0 = closed loop
+    uint64_t gather_ticks        # longest wait for more completions; 0 = never wait
     # Verification; sequences == NULL: none
     uint32_t* sequences          # per block
     uint64_t run

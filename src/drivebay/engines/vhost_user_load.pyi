@@ -47,8 +47,11 @@ class Load:
         ``num_blocks`` must be at least the slots of all queues together.
         """
 
-    def run(self, duration_ticks: int, interval_ticks: float) -> None:
-        """Run the workload. Blocks without the GIL; ``interval_ticks`` 0 is the closed loop."""
+    def run(self, duration_ticks: int, interval_ticks: float, gather_ticks: int) -> None:
+        """Run the workload. Blocks without the GIL; ``interval_ticks`` 0 is the closed loop.
+
+        ``gather_ticks`` is the longest wait for more completions at once; 0 = never wait.
+        """
 
     def reread(self) -> None:
         """Read every block of known content once and check it; latencies begin anew."""

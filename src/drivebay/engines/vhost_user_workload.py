@@ -30,6 +30,7 @@ __all__ = ["Latency", "LoadParams", "LoadResult", "Workload", "run_load"]
 
 CHECK_S: Final = 0.1
 STALL_S: Final = 10.0
+GATHER_S: Final = 5e-6
 MAX_BLOCK_BYTES: Final = 16 << 20
 _KIND_NAMES: Final = ("read", "write", "flush")  # as vhost_user_load.pxd numbers them
 _WORD_NAMES: Final = ("magic", "address", "sequence", "run")
@@ -242,9 +243,12 @@ class _Run:
     def measure(self) -> LoadResult:
         """Run the load, and with --verify read back all that it wrote."""
         ticks_per_s = tick_rate()
-        interval = 0.0 if self.params.rate is None else ticks_per_s / self.params.rate
         duration = int(self.params.runtime_s * ticks_per_s)
-        self._watch(lambda: self.load.run(duration, interval))
+        if self.params.rate is None:
+            interval, gather = 0.0, int(GATHER_S * ticks_per_s)
+        else:
+            interval, gather = ticks_per_s / self.params.rate, 0
+        self._watch(lambda: self.load.run(duration, interval, gather))
         latency = self.load.latency
         counters = self.load.counters()
         kicks = sum(queue.kicks for queue in self.disk.queues)
