@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from drivebay.vhost import session as session_module
 from tests.fakes.dataplane import FakeBdev
 from tests.fakes.front_end import (
     FLAG_NEED_REPLY,
@@ -262,6 +263,30 @@ def test_memory_that_is_refused_ends_the_session_and_leaks_nothing(
             assert front.hung_up()
     serving.until(lambda: len(serving.controllers.get("vhost.0").sessions) == 1)
     assert mapped_regions() == mapped
+
+
+# Waiting ---------------------------------------------------------------------------------
+
+
+def test_a_slow_bdev_is_named_in_the_log(
+    serving: Serving, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "SLOW_S", 0.2)
+    with serving.connect() as front, GuestMemory() as memory:
+        negotiate(front)
+        front.set_mem_table(memory)
+        fds = start_ring(front, memory)
+        serving.plane.hold = {"stop"}
+        front.send(Request.GET_VRING_BASE, bytes(8))
+        serving.until(lambda: "is slow" in caplog.text)
+        serving.call(serving.plane.release)
+        assert front.receive().request == Request.GET_VRING_BASE
+        for fd in fds:
+            os.close(fd)
+    (sentence,) = [text for text in caplog.messages if "is slow" in text]
+    assert "session 'vhost.0s0'" in sentence
+    assert "GET_VRING_BASE" in sentence
+    assert "bdev 'Fake0'" in sentence
 
 
 # Many at once ----------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from drivebay.bdev.base import Bdev, Channel
 from drivebay.errors import DrivebayError, InUse, StateError
 from drivebay.reactor.reactor import Reactor
-from drivebay.vhost.complaints import Complaints
 from drivebay.vhost.connection import Connection
+from drivebay.vhost.limited_log import LimitedLog
 from drivebay.vhost.listening_socket import ListeningSocket
 from drivebay.vhost.removed_disk import RemovedDisk
 from drivebay.vhost.session import Session
@@ -121,7 +121,8 @@ class BlkController:
         self._source = source
         self._removed = removed
         self._numbers = numbers
-        self._complaints = Complaints(_log)
+        self._complaints = LimitedLog(_log, logging.WARNING)
+        self._notes = LimitedLog(_log, logging.INFO)
         self._next_session_id = 0
         self._pause: asyncio.TimerHandle | None = None
         source.subscribe(bdev, self._on_bdev_event)
@@ -158,6 +159,9 @@ class BlkController:
 
     def complain(self, sentence: str) -> None:
         self._complaints.add(sentence)
+
+    def note(self, sentence: str) -> None:
+        self._notes.add(sentence)
 
     def reactor_for(self, session_id: int, index: int) -> Reactor:
         """Queues go round the reactors; each session begins at the next one."""

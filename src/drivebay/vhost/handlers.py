@@ -69,6 +69,9 @@ class Device(Disk, Protocol):
     def complain(self, sentence: str) -> None:
         """Log what a front end did wrong, at a limited rate."""
 
+    def note(self, sentence: str) -> None:
+        """Log what a front end did, at a limited rate."""
+
 
 class Handlers:
     """What was negotiated with one front end, and the messages that change it."""

@@ -69,7 +69,7 @@ class Session:
 
     async def run(self) -> None:
         """Serve the connection until it ends, then drain and give everything back."""
-        _log.info("session '%s' begins", self.name)
+        self._device.note(f"session '{self.name}' begins")
         try:
             while True:
                 await self._one_message()
@@ -77,7 +77,7 @@ class Session:
             if self._end_reason is not None:
                 self._device.complain(f"session '{self.name}' ends: {self._end_reason}")
             else:
-                _log.info("session '%s' ends: %s", self.name, hang_up)
+                self._device.note(f"session '{self.name}' ends: {hang_up}")
         except DrivebayError as error:
             hint = f" ({error.hint})" if error.hint else ""
             self._device.complain(f"session '{self.name}' ends: {self._end_reason or error}{hint}")
@@ -189,8 +189,8 @@ class Session:
         self.end("its guest memory was truncated while it was in use")
 
     def _ring_suspended(self, ring: Ring) -> None:
-        _log.info(
-            "session '%s': queue %d is suspended until its memory is back", self.name, ring.index
+        self._device.note(
+            f"session '{self.name}': queue {ring.index} is suspended until its memory is back"
         )
 
     # What the controller asks -----------------------------------------------------------

@@ -1,7 +1,7 @@
-"""What front ends did wrong, logged at a limited rate.
+"""What front ends do, logged at a limited rate.
 
-Context: control. A front end that connects and misbehaves in a loop must not
-fill the disk with log lines: beyond a burst, sentences are only counted.
+Context: control. A front end that connects in a loop, to misbehave or not, must
+not fill the disk with log lines: beyond a burst, sentences are only counted.
 """
 
 from __future__ import annotations
@@ -10,17 +10,18 @@ import asyncio
 import logging
 from typing import Final
 
-__all__ = ["Complaints"]
+__all__ = ["LimitedLog"]
 
 BURST: Final = 20
 WINDOW_S: Final = 10.0
 
 
-class Complaints:
-    """One controller's complaints."""
+class LimitedLog:
+    """One controller's sentences of one level."""
 
-    def __init__(self, log: logging.Logger) -> None:
+    def __init__(self, log: logging.Logger, level: int) -> None:
         self._log = log
+        self._level = level
         self._window_from_s = 0.0
         self._in_window = 0
         self.suppressed = 0
@@ -36,6 +37,8 @@ class Complaints:
             self.suppressed += 1
             return
         if self.suppressed:
-            self._log.warning("%d more sentences like these were left out", self.suppressed)
+            self._log.log(
+                self._level, "%d more sentences like these were left out", self.suppressed
+            )
             self.suppressed = 0
-        self._log.warning("%s", sentence)
+        self._log.log(self._level, "%s", sentence)
