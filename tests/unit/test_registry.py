@@ -249,6 +249,27 @@ def test_hot_remove_tells_drains_and_closes_in_this_order() -> None:
     run(test)
 
 
+def test_a_slow_bdev_is_named_while_its_removal_waits(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("drivebay.bdev.registry.SLOW_SECONDS", 0.01)
+
+    async def test(registry: Any) -> None:
+        bdev = FakeBdev("Slow0")
+        registry.add(bdev)
+        await registry.open_channel(bdev, FakeReactor())
+        bdev.gates["remove"].clear()
+        removing = asyncio.create_task(registry.remove("Slow0"))
+        while "slow" not in caplog.text:
+            await asyncio.sleep(0.01)
+        assert not removing.done()
+        bdev.gates["remove"].set()
+        await removing
+
+    run(test)
+    assert "'Slow0'" in caplog.text
+
+
 def test_the_name_is_free_while_the_old_bdev_is_still_held() -> None:
     async def test(registry: Any) -> None:
         old, reactor = FakeBdev("M0"), FakeReactor()

@@ -128,8 +128,8 @@ class BdevRegistry:
     def _check_free(self, name: str, uuid: UUID | None) -> None:
         if not name:
             raise UsageError("a bdev needs a name", field="name")
-        if name in self._reserved or self._find(name) is not None:
-            raise AlreadyExists(f"a bdev called '{name}' exists already")
+        if not self.is_free(name):
+            raise AlreadyExists(f"a bdev called '{name[:80]}' exists already")
         if uuid is None:
             return
         if uuid in self._reserved.values() or self._find(str(uuid)) is not None:
@@ -149,14 +149,18 @@ class BdevRegistry:
         """Return a bdev by name, alias or uuid. Raises: NotFound."""
         entry = self._find(name)
         if entry is None:
-            raise NotFound(f"no bdev is called '{name}'", hint="list them with bdev_get_bdevs")
+            raise NotFound(f"no bdev is called '{name[:80]}'", hint="list them with bdev_get_bdevs")
         return entry.bdev
+
+    def is_free(self, name: str) -> bool:
+        """Whether no bdev has the name, or is being built under it."""
+        return name not in self._reserved and self._find(name) is None
 
     def get_of_module(self, name: str, module: str) -> Bdev:
         """As get(), for a bdev of one module only. Raises: NotFound."""
         entry = self._find(name)
         if entry is None or entry.bdev.module != module:
-            raise NotFound(f"no {module} bdev is called '{name}'", hint="see bdev_get_bdevs")
+            raise NotFound(f"no {module} bdev is called '{name[:80]}'", hint="see bdev_get_bdevs")
         return entry.bdev
 
     async def wait_for(self, name: str, timeout_s: float) -> Bdev:

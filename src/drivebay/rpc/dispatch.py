@@ -31,7 +31,7 @@ from drivebay.rpc.jsonrpc import (
     parse_request,
 )
 from drivebay.rpc.methods import all_methods
-from drivebay.rpc.schema import RUNTIME, STARTUP, Method, rpc_error_of
+from drivebay.rpc.schema import RUNTIME, STARTUP, Method, rpc_error_of, shorten
 
 if TYPE_CHECKING:
     from drivebay.target.target import Target
@@ -167,7 +167,8 @@ class Dispatcher:
         try:
             result = await self.call(request.method, request.params, hung_up=hung_up)
         except RpcError as error:
-            _log.debug("%s: %d %s %s", request.method, error.code, error.message, error.data)
+            name = shorten(request.method)
+            _log.debug("%s: %d %s %s", name, error.code, shorten(error.message), error.data)
             return encode_error(request.id, error)
         if request.id is None:
             return None

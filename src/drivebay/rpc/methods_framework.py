@@ -115,7 +115,7 @@ async def framework_get_subsystems(target: Target, params: Params) -> Any:
 async def framework_get_config(target: Target, params: Params) -> Any:
     """Return the calls that rebuild one subsystem as it is now."""
     if params["name"] not in SUBSYSTEMS:
-        raise RpcError(INVALID_PARAMS, f"Subsystem '{params['name']}' not found")
+        raise RpcError(INVALID_PARAMS, f"Subsystem '{params['name'][:80]}' not found")
     return subsystem_config(target, params["name"])
 
 

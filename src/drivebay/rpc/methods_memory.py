@@ -93,7 +93,7 @@ def _kept_hints(params: Params) -> dict[str, int]:
 )
 async def bdev_malloc_create(target: Target, params: Params) -> Any:
     """Make a disk of memory; its content is gone when the target ends."""
-    name = next(target.malloc_names()) if params["name"] is None else params["name"]
+    name = target.malloc_name() if params["name"] is None else params["name"]
     if params["block_size"] == 0:
         raise HostError("block_size is 0", errno.ENOMEM, hint="give 512 or 4096")
     _check_block_size(params["block_size"])

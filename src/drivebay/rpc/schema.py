@@ -46,6 +46,7 @@ __all__ = [
     "Uuid",
     "method",
     "rpc_error_of",
+    "shorten",
 ]
 
 STARTUP: Final = "startup"

@@ -143,15 +143,12 @@ class Target:
         kept, parameters = self._kept.get(bdev.name, (None, {}))
         return parameters if kept is bdev else {}
 
-    def malloc_names(self) -> Iterator[str]:
-        """Names for malloc bdevs that were not given one: Malloc0, Malloc1 …"""
-        taken = {bdev.name for bdev in self.registry}
+    def malloc_name(self) -> str:
+        """A name for a malloc bdev that was not given one: the first free of Malloc0, Malloc1 …"""
         number = 0
-        while True:
-            name = f"Malloc{number}"
-            if name not in taken:
-                yield name
+        while not self.registry.is_free(f"Malloc{number}"):
             number += 1
+        return f"Malloc{number}"
 
 
 @contextlib.contextmanager
