@@ -28,3 +28,11 @@ def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest
     report = yield
     _fail_if_skipped(report)
     return report
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what only root can do, and say so; on CI, where we are root, that is a failure."""
+    if os.geteuid() != 0:
+        for item in items:
+            if item.get_closest_marker("needs_root") is not None:
+                item.add_marker(pytest.mark.skip(reason="needs the privileges of root"))

@@ -3,8 +3,9 @@
 Context: any process but never the target; takes at most PROBE_SECONDS the first time
 after a boot of the host, and reads one small file after that.
 
-    no /dev/kvm, or no right to open it ─────────────► tcg
-    processor without vmx/svm, or kvm_pvm loaded ────► tcg   (known to hang guests)
+    no /dev/kvm ─────────────────────────────────────► tcg
+    kvm_pvm loaded, or processor without vmx/svm ────► tcg   (known to hang guests)
+    no right to open /dev/kvm ───────────────────────► tcg
     the trial of ``kvm_probe`` fails, or hangs ──────► tcg
     otherwise ───────────────────────────────────────► kvm
 """
@@ -61,8 +62,6 @@ def static_objection(
         return f"the guest is for x86_64, this host is {platform.machine()}"
     if not Path(device).exists():
         return f"no {device}"
-    if not os.access(device, os.R_OK | os.W_OK):
-        return f"no permission to open {device} (is this user in the group 'kvm'?)"
     if Path(modules, "kvm_pvm").exists():
         return f"{device} belongs to kvm_pvm, under which guests hang"
     flags: set[str] = set()
@@ -72,6 +71,8 @@ def static_objection(
             break
     if not flags & {"vmx", "svm"}:
         return "the processor shows neither vmx nor svm"
+    if not os.access(device, os.R_OK | os.W_OK):
+        return f"no permission to open {device} (is this user in the group 'kvm'?)"
     if os.geteuid() == 0 and (Path(device).stat().st_mode & 0o060) != 0o060:
         return f"the group of {device} may not open it, and QEMU does not run as root"
     return None
