@@ -10,18 +10,17 @@ publishes what completed.
 
 from libc.errno cimport EINTR, ENOSPC, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
-from posix.fcntl cimport F_GETFL, F_SETFL, O_NONBLOCK, fcntl
 from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
 )
-from posix.unistd cimport close, read, write
+from posix.unistd cimport close, write
 
 from drivebay.memory.platform cimport (
     CHECK, cpu_pause, fence_seq_cst, load_acquire_ptr, load_acquire_u32, load_relaxed_u32,
     load_relaxed_u64, store_release_u32, tsc_read,
 )
 from drivebay.reactor.clock cimport ticks_per_second
-from drivebay.reactor.io cimport iovec_block_t
+from drivebay.reactor.io cimport iovec, iovec_block_t
 from drivebay.reactor.mailbox cimport (
     Answer, ControlMailbox, act_fn, mailbox_close, mailbox_open, mailbox_take, message_answer,
     message_t,
@@ -37,6 +36,10 @@ import threading
 from typing import NamedTuple
 
 from drivebay.errors import HostError, StateError, UsageError
+
+cdef extern from "<sys/uio.h>" nogil:
+    int RWF_NOWAIT
+    ssize_t preadv2(int fd, const iovec* parts, int count, long offset, int flags)
 
 cdef extern from "<sys/prctl.h>" nogil:
     int PR_SET_NAME
@@ -428,11 +431,14 @@ cdef class Reactor:
         """
         cdef int fd = <int>load_acquire_u32(<uint32_t*>&self.raw.notifying)
         cdef uint64_t count = 0
+        cdef iovec part
         if fd < 0:
             return False
         store_release_u32(&self.raw.rescued, <uint32_t>fd + 1)
-        fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK)
-        read(fd, &count, sizeof(count))
+        # Not read(2): the other holder decides whether that blocks.
+        part.iov_base = &count
+        part.iov_len = sizeof(count)
+        preadv2(fd, &part, 1, -1, RWF_NOWAIT)
         return True
 
     def stats(self):
