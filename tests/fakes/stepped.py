@@ -60,6 +60,8 @@ class Machine:
         features: int = FEATURES,
         readonly: bool = False,
         write_through: bool = False,
+        core: int = 0,
+        poll_us: int = 50,
     ) -> None:
         self.now = 1_000_000_000
         self.features = features
@@ -69,7 +71,7 @@ class Machine:
         self.table = table_of(self.memory)
         self._older_tables: list[MemoryTable] = []
         self.control = ControlMailbox()
-        self.reactor = Reactor(0, self.control)
+        self.reactor = Reactor(core, self.control, poll_us)
         self.bdev = bdev if bdev is not None else malloc_bdev()
         self.channel = self.bdev.open_channel(self.reactor)
         self.settle(self.channel.activate())
@@ -109,10 +111,22 @@ class Machine:
         self, size: int = 16, *, start: int = 0, ring: SplitRing | None = None
     ) -> BlkDriver:
         """A started queue and its driver."""
-        memory = self.memory
         if ring is None:
             event_idx = bool(self.features >> F_EVENT_IDX & 1)
-            ring = SplitRing(memory, size, event_idx=event_idx, start=start)
+            ring = SplitRing(self.memory, size, event_idx=event_idx, start=start)
+        queue = self.prepare_queue(ring)
+        port = self.make_port()
+        self.ports.append(port)
+        self.settle(queue.start(port.kick_fd, port.call_fd, port.err_fd))
+        self.settle(queue.set_enabled(True))
+        return BlkDriver(ring, port)
+
+    def make_port(self) -> EventPort:
+        return SteppedPort(self)
+
+    def prepare_queue(self, ring: SplitRing) -> BlkQueue:
+        """A queue on a ring, not started yet."""
+        memory = self.memory
         queue = BlkQueue(
             self.channel,
             self.table,
@@ -128,12 +142,8 @@ class Machine:
             serial=SERIAL,
             on_broken=self.broken.append,
         )
-        port = SteppedPort(self)
         self.queues.append(queue)
-        self.ports.append(port)
-        self.settle(queue.start(port.kick_fd, port.call_fd, port.err_fd))
-        self.settle(queue.set_enabled(True))
-        return BlkDriver(ring, port)
+        return queue
 
     def new_table(self) -> MemoryTable:
         """A table of the same memory as it is now; the older one lives until close()."""
@@ -145,6 +155,9 @@ class Machine:
         """Stop one queue; returns its next avail index."""
         return self.settle(self.queues[index].stop())
 
+    def end_reactor(self) -> None:
+        """A stepped one has no end."""
+
     def close(self) -> None:
         for queue in self.queues:
             self.settle(queue.stop())
@@ -152,6 +165,7 @@ class Machine:
         for table in (*self._older_tables, self.table):
             table.release()
         self.bdev.close()
+        self.end_reactor()
         self.reactor.close()
         for port in self.ports:
             port.close()

@@ -50,7 +50,10 @@ cdef class MemoryTable:
     cdef bint released
     cdef readonly tuple regions
 
+    cdef int map_all(self, tuple regions, MemoryTable previous) except -1
+    cdef void let_go(self) noexcept
     cdef uint8_t* host_of(self, uint64_t user_addr, uint64_t length, str what) except NULL
 
 cdef void set_broken_doorbell(int fd) noexcept nogil
+cdef void drop_broken_doorbell(int fd) noexcept nogil
 cdef int report_broken() except -1

@@ -90,6 +90,13 @@ cdef void set_broken_doorbell(int fd) noexcept nogil:
     broken_doorbell = fd
 
 
+cdef void drop_broken_doorbell(int fd) noexcept nogil:
+    """The owner is about to close it, and the number may be another file's next."""
+    global broken_doorbell
+    if broken_doorbell == fd:
+        broken_doorbell = -1
+
+
 cdef int report_broken() except -1:
     """Tell the owners of tables whose memory broke. Context: control. Returns how many."""
     cdef int told = 0
@@ -165,6 +172,9 @@ cdef class Mapping:
         store_release_u64(&slots[self.slot].start, self.base)
         if <uint32_t>self.slot >= slots_used:
             store_release_u32(&slots_used, self.slot + 1)
+
+    cdef bint is_usable(self) noexcept:
+        return self.slot >= 0 and not load_acquire_u32(&slots[self.slot].broken)
 
     cdef void unmap(self) noexcept:
         if self.slot < 0:
@@ -251,7 +261,6 @@ cdef Mapping kept_mapping(MemoryTable previous, object region):
 cdef class MemoryTable:
     def __init__(self, regions, MemoryTable previous=None, on_broken=None):
         global last_generation
-        cdef Mapping mapping
         regions = tuple(regions)
         if not regions:
             raise PeerError("a memory table without regions")
@@ -260,6 +269,20 @@ cdef class MemoryTable:
                 f"{len(regions)} memory regions, but at most {MEMTABLE_MAX_REGIONS} fit")
         self.on_broken = on_broken
         self.mappings = []
+        try:
+            self.map_all(regions, previous)
+        except BaseException:
+            self.let_go()
+            raise
+        self.regions = regions
+        self.raw.count = len(regions)
+        last_generation += 1
+        self.raw.generation = last_generation
+        live_tables[last_generation] = self
+
+    cdef int map_all(self, tuple regions, MemoryTable previous) except -1:
+        """Each mapping is counted as soon as it is taken: another thread may release previous."""
+        cdef Mapping mapping
         known = {}
         if previous is not None:
             for mapping in previous.mappings:
@@ -271,19 +294,22 @@ cdef class MemoryTable:
             else:
                 key, page = identify(region)
                 mapping = known.get(key)
-                if mapping is None or slots[mapping.slot].broken:
+                if mapping is None or not mapping.is_usable():
                     mapping = Mapping(key, region.mmap_offset, region.size, region.fd, page)
+            mapping.tables += 1
             self.mappings.append(mapping)
             self.raw.regions[i] = region_t(
                 region.guest_addr, region.size, region.user_addr,
                 <uint8_t*>mapping.base + mapping.skip)
+        return 0
+
+    cdef void let_go(self) noexcept:
+        cdef Mapping mapping
         for mapping in self.mappings:
-            mapping.tables += 1
-        self.regions = regions
-        self.raw.count = len(regions)
-        last_generation += 1
-        self.raw.generation = last_generation
-        live_tables[last_generation] = self
+            mapping.tables -= 1
+            if mapping.tables == 0:
+                mapping.unmap()
+        self.mappings.clear()
 
     @property
     def generation(self):
@@ -337,14 +363,9 @@ cdef class MemoryTable:
             done += part
 
     def release(self):
-        cdef Mapping mapping
         if self.released:
             return
         self.released = True
         self.raw.count = 0
         live_tables.pop(self.raw.generation, None)
-        for mapping in self.mappings:
-            mapping.tables -= 1
-            if mapping.tables == 0:
-                mapping.unmap()
-        self.mappings.clear()
+        self.let_go()

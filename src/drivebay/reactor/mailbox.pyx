@@ -8,7 +8,7 @@ from libc.errno cimport errno
 from libc.stdint cimport int64_t, uint32_t, uint64_t
 from posix.unistd cimport close, read, write
 
-from drivebay.memory.guest_memory cimport report_broken, set_broken_doorbell
+from drivebay.memory.guest_memory cimport drop_broken_doorbell, report_broken, set_broken_doorbell
 from drivebay.memory.platform cimport (
     compare_exchange_ptr, exchange_ptr, exchange_u32, fence_seq_cst, fetch_or_u32, load_acquire_ptr,
     store_release_u32,
@@ -137,6 +137,7 @@ cdef class ControlMailbox:
         set_broken_doorbell(self.box.doorbell)
 
     def __dealloc__(self):
+        drop_broken_doorbell(self.box.doorbell)
         mailbox_close(&self.box)
 
     def fileno(self):
@@ -169,6 +170,7 @@ cdef class ControlMailbox:
         cdef Answer answer
         cdef uint64_t rings = 0
         cdef int count = 0
+        failure = None
         read(self.box.doorbell, &rings, sizeof(rings))
         store_release_u32(&self.box.asleep, 1)
         fence_seq_cst()
@@ -179,7 +181,10 @@ cdef class ControlMailbox:
         while event != NULL:
             next_event = event.next
             exchange_u32(&event.listed, 0)
-            (<EventOwner>event.owner).on_event(exchange_u32(&event.bits, 0))
+            try:
+                (<EventOwner>event.owner).on_event(exchange_u32(&event.bits, 0))
+            except BaseException as error:
+                failure = error     # raised when the others have had theirs
             event = next_event
             count += 1
         while message != NULL:
@@ -189,4 +194,7 @@ cdef class ControlMailbox:
             Py_DECREF(answer)
             message = next_message
             count += 1
-        return count + report_broken()
+        count += report_broken()
+        if failure is not None:
+            raise failure
+        return count

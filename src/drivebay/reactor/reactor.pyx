@@ -103,6 +103,8 @@ cdef void reactor_detach(reactor_t* reactor, source_t* source) noexcept nogil:
 cdef int reactor_rewatch(reactor_t* reactor, source_t* source, int kick) noexcept nogil:
     """Replace the kick descriptor; the source is polled next, so no kick is lost."""
     cdef int status = 0
+    if source.state == SOURCE_DETACHED:     # it could not be watched; nobody would unwatch it
+        return status
     unwatch(reactor.epoll, source.kick)
     source.kick = -1
     if kick >= 0:
