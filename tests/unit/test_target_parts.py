@@ -15,7 +15,7 @@ from drivebay.target import budget, notifications, settings
 from drivebay.target.budget import MemoryBudget
 from drivebay.target.notifications import KEPT, Notifications
 from drivebay.target.settings import Settings
-from drivebay.target.watchdog import Watchdog
+from drivebay.target.watchdog import LOGGED_AFTER, NOTIFYING, Watchdog
 
 
 class FakeReactor:
@@ -24,11 +24,16 @@ class FakeReactor:
     def __init__(self) -> None:
         self.loops = 0
         self.sleeping = False
+        self.place = "flush of uring"
+        self.rescues = 0
 
     def stats(self) -> Any:
         return SimpleNamespace(
-            core=1, tid=77, loops=self.loops, sleeping=self.sleeping, place="flush of uring"
+            core=1, tid=77, loops=self.loops, sleeping=self.sleeping, place=self.place
         )
+
+    def rescue(self) -> None:
+        self.rescues += 1
 
 
 def test_examples_in_the_documentation() -> None:
@@ -43,6 +48,8 @@ def test_a_standstill_is_said_once_and_its_end_too(caplog: pytest.LogCaptureFixt
     for _ in range(3):
         reactor.loops += 1
         watchdog.check()
+    for _ in range(LOGGED_AFTER - 1):
+        watchdog.check()
     assert not caplog.records
     watchdog.check()
     watchdog.check()
@@ -50,9 +57,19 @@ def test_a_standstill_is_said_once_and_its_end_too(caplog: pytest.LogCaptureFixt
     for part in ("core 1", "thread 77", "'flush of uring'"):
         assert part in caplog.text
     reactor.loops += 1
-    watchdog.check()
-    watchdog.check()
+    for _ in range(LOGGED_AFTER + 1):
+        watchdog.check()
     assert [record.levelname for record in caplog.records] == ["ERROR", "INFO", "ERROR"]
+    assert reactor.rescues == 0
+
+
+def test_a_reactor_stuck_in_a_notification_is_freed_at_once() -> None:
+    reactor: Any = FakeReactor()
+    watchdog = Watchdog([reactor])
+    watchdog.check()
+    reactor.place = NOTIFYING
+    watchdog.check()
+    assert reactor.rescues == 1
 
 
 def test_a_sleeping_reactor_does_not_stand_still(caplog: pytest.LogCaptureFixture) -> None:
