@@ -134,12 +134,15 @@ class FrontEnd:
 
     def __init__(self, path: str | os.PathLike[str], timeout: float = 20.0) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.socket.settimeout(timeout)
+        # A full backlog makes connect() wait, and this bounds the wait.
+        limit = struct.pack("@ll", int(timeout), int(timeout % 1 * 1e6))
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         try:
             self.socket.connect(os.fspath(path))
         except OSError:
             self.socket.close()
             raise
+        self.socket.settimeout(timeout)
         self.features = 0
         self.protocol_features = 0
 

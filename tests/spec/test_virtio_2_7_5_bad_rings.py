@@ -1,8 +1,7 @@
 """virtio 1.3 §2.7.5, §2.7.6: what a ring must never hold, and what we do when it does.
 
 The specification binds the driver only; the device may answer with anything. Ours: a ring that
-cannot be trusted is given up, control is told once, and nobody else notices. (The error eventfd
-is control's to write: tests/hostile looks at it.)
+cannot be trusted is given up, its error eventfd is written, and nobody else notices.
 """
 
 from __future__ import annotations
@@ -34,9 +33,11 @@ def test_a_bad_ring_stops_its_own_queue_only(name: str, start: int) -> None:
         settle_down(machine, bad)
         assert machine.queues[0].broken, "the ring is still served"
         assert machine.broken == [machine.queues[0]], "control was not told, or more than once"
+        assert machine.ports[0].take_errors() == 1
         assert bad.ring.used_idx == used_before, "a used element was published for it"
         assert good.read(8, 512) == b"\x5a" * 512
         assert machine.queues[1].broken is None
+        assert machine.ports[1].take_errors() == 0
 
 
 @pytest.mark.parametrize("name", BAD_RINGS)
