@@ -15,7 +15,7 @@ import asyncio
 import errno
 import inspect
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -118,6 +118,13 @@ class BdevRegistry:
 
     def _insert(self, bdev: Bdev, on_closed: Callable[[], None] | None) -> None:
         self._entries[bdev.name] = _Entry(bdev, on_closed)
+        _log.info(
+            "bdev '%s' is here: %s, %d blocks of %d bytes",
+            bdev.name,
+            bdev.product_name,
+            bdev.num_blocks,
+            bdev.block_size,
+        )
         self._tell("bdev_register", bdev.name)
         self._spawn(self._announce())
 
@@ -296,25 +303,24 @@ class BdevRegistry:
         await asyncio.shield(self._spawn(self._remove(entry)))
 
     async def _remove(self, entry: _Entry) -> None:
-        await self._call_listeners(entry, "remove")
+        await self._patiently(entry, self._call_listeners(entry, "remove"))
         slots = list(entry.slots.values())
         if slots:
             await asyncio.wait([slot.opening for slot in slots])
         for slot in slots:
             if slot.closing is None and slot.opening.exception() is None:
-                await self._drain(entry.bdev, slot.opening.result())
+                await self._patiently(entry, _drain(slot.opening.result()))
+        _log.info("bdev '%s' is removed", entry.bdev.name)
         self._tell("bdev_unregister", entry.bdev.name)
         await self._close_when_unused(entry)
 
-    async def _drain(self, bdev: Bdev, channel: Channel) -> None:
-        async def drained() -> None:
-            await channel.remove()
-
-        draining = self._spawn(drained())
-        finished, _ = await asyncio.wait([draining], timeout=SLOW_SECONDS)
+    async def _patiently(self, entry: _Entry, work: Coroutine[Any, Any, None]) -> None:
+        """Await it, and name the bdev when it takes long: its I/O is what is waited for."""
+        task = self._spawn(work)
+        finished, _ = await asyncio.wait([task], timeout=SLOW_SECONDS)
         if not finished:
-            _log.warning("bdev '%s' is slow: its I/O is still in flight", bdev.name)
-        await draining
+            _log.warning("bdev '%s' is slow: its removal waits for I/O in flight", entry.bdev.name)
+        await task
 
     async def _close_when_unused(self, entry: _Entry) -> None:
         if not entry.removed or entry.slots or entry.closed:
@@ -342,6 +348,7 @@ class BdevRegistry:
             )
         if num_blocks == bdev.num_blocks:
             return
+        _log.info("bdev '%s' has %d blocks now, not %d", bdev.name, num_blocks, bdev.num_blocks)
         bdev.resize(num_blocks)
         self._tell("bdev_resize", bdev.name)
         await self._call_listeners(entry, "resize")
@@ -375,9 +382,9 @@ class BdevRegistry:
         for notify in self._notify:
             notify(kind, name)
 
-    def _spawn(self, work: Any) -> asyncio.Task[Any]:
+    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run it to its end, whatever becomes of the caller."""
-        task: asyncio.Task[Any] = asyncio.ensure_future(work)
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
         return task
@@ -391,6 +398,10 @@ class BdevRegistry:
 def _is_open(slot: _Slot) -> bool:
     done = slot.opening.done() and not slot.opening.cancelled()
     return done and slot.opening.exception() is None and slot.users > 0
+
+
+async def _drain(channel: Channel) -> None:
+    await channel.remove()
 
 
 def _call(callback: Callable[[], None] | None) -> None:

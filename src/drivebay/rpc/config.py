@@ -227,6 +227,7 @@ class Replay:
                 await asyncio.sleep(0)
 
     async def _make(self, entry: Entry, state: str) -> None:
+        _log.debug("%s: %s, entry %d", entry.subsystem, entry.method, entry.number)
         try:
             if entry.method not in self._dispatcher.methods:
                 raise RpcError(0, _lacking(entry.method))

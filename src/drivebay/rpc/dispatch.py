@@ -31,7 +31,7 @@ from drivebay.rpc.jsonrpc import (
     parse_request,
 )
 from drivebay.rpc.methods import all_methods
-from drivebay.rpc.schema import RUNTIME, STARTUP, Method, rpc_error_of, shorten
+from drivebay.rpc.schema import RUNTIME, STARTUP, Method, rpc_error_of
 
 if TYPE_CHECKING:
     from drivebay.target.target import Target
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["Dispatcher"]
 
 _log = logging.getLogger(__name__)
+_SHOWN_BYTES = 2000
 
 _NEEDS_RUNTIME = (
     "Method may only be called after framework is initialized using framework_start_init RPC."
@@ -64,6 +65,8 @@ class Dispatcher:
             for name, method in all_methods().items()
             if allowed is None or name in allowed
         }
+        for name in sorted((allowed or frozenset()) - all_methods().keys()):
+            _log.warning("the list of allowed methods names '%s', which there is not", name)
         target.rpc_methods = self.methods
         self.after_change: Callable[[], Awaitable[None]] | None = None
 
@@ -127,6 +130,12 @@ class Dispatcher:
 
         Bound: the answer stays within MAX_ANSWER_BYTES, a batch's rest is refused then.
         """
+        _show("request", value)
+        answer = await self._answer(value, hung_up)
+        _show("answer", answer or b"(none)")
+        return answer
+
+    async def _answer(self, value: bytes, hung_up: Callable[[], bool]) -> bytes | None:
         try:
             message = decode(value)
         except ParseFault as fault:
@@ -167,8 +176,6 @@ class Dispatcher:
         try:
             result = await self.call(request.method, request.params, hung_up=hung_up)
         except RpcError as error:
-            name = shorten(request.method)
-            _log.debug("%s: %d %s %s", name, error.code, shorten(error.message), error.data)
             return encode_error(request.id, error)
         if request.id is None:
             return None
@@ -176,3 +183,9 @@ class Dispatcher:
         if len(answer) > MAX_ANSWER_BYTES:
             return encode_error(request.id, RpcError(INTERNAL_ERROR, "the answer is too large"))
         return answer
+
+
+def _show(what: str, message: bytes) -> None:
+    if _log.isEnabledFor(logging.DEBUG):
+        text = message[:_SHOWN_BYTES].decode("utf-8", "replace")
+        _log.debug("%s of %d bytes: %s", what, len(message), text)
