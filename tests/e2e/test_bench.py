@@ -200,8 +200,13 @@ def test_a_write_behind_the_drivers_back_is_a_mismatch(daemon: Daemon) -> None:
         ({"size": 2048}, "holds 0 blocks"),
         ({"size": 65536, "verify": True}, "16 blocks"),
         ({"core": 4096}, "core 4096"),
-        ({"rate": 0.0}, "above 0"),
-        ({"runtime_s": 0.0}, "above 0"),
+        ({"rate": 0.0}, "a rate of 0"),
+        ({"runtime_s": 0.0}, "a runtime of 0"),
+        ({"runtime_s": float("inf")}, "a runtime of inf"),
+        ({"runtime_s": float("nan")}, "a runtime of nan"),
+        ({"fsync": -1}, "fsync -1"),
+        ({"offset": -512}, "offset -512"),
+        ({"block_bytes": 32 << 20}, "at most 16 MiB"),
     ],
 )
 def test_a_load_that_makes_no_sense_is_refused(

@@ -11,7 +11,7 @@ import pytest
 from drivebay.engines.vhost_user_client import RequestFailed, VhostUserBlk
 from drivebay.engines.vhost_user_connection import TargetGone
 from drivebay.engines.vhost_user_workload import LoadParams, Workload, run_load
-from drivebay.errors import UsageError
+from drivebay.errors import PeerError, UsageError
 from tests.fakes.process import TargetProcess
 
 DISK_MIB = 8
@@ -155,6 +155,18 @@ def test_a_controller_that_is_deleted_under_load_is_noticed(target: TargetProces
             run_load(LoadParams(socket, runtime_s=3600))
     finally:
         thread.join()
+
+
+def test_a_ring_that_the_target_gives_up_is_noticed(disk_socket: str) -> None:
+    with VhostUserBlk.connect(disk_socket, timeout_s=5) as disk:
+        assert len(disk.read(0, 512)) == 512
+        # A guest's mistake: the header's descriptor leads to one that does not exist. The next
+        # read has the same shape, so the driver does not format its chain anew.
+        memory, layout = disk._memory, disk._layouts[0]
+        assert memory is not None
+        memory.map[layout.desc + 14 : layout.desc + 16] = b"\xff\xff"
+        with pytest.raises(PeerError, match="gave up queue 0"):
+            disk.read(0, 512)
 
 
 def test_a_killed_target_is_noticed(tmp_path: Path) -> None:

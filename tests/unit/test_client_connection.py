@@ -14,8 +14,12 @@ import pytest
 from drivebay.engines.vhost_user_client import DiskConfig, VhostUserBlk
 from drivebay.engines.vhost_user_connection import CannotConnect, Connection, TargetGone
 from drivebay.errors import PeerError, UsageError
-from drivebay.wire.vhost_user import ProtocolFeature, Request
-from drivebay.wire.virtio_blk import BlkConfig
+from drivebay.wire.vhost_user import (
+    VHOST_USER_F_PROTOCOL_FEATURES,
+    ProtocolFeature,
+    Request,
+)
+from drivebay.wire.virtio_blk import BlkConfig, BlkFeature, feature_mask
 
 VERSION, REPLY, NEED_REPLY = 1, 4, 8
 HEADER = struct.Struct("=III")
@@ -207,23 +211,30 @@ def test_the_configuration_is_read_field_by_field() -> None:
 
 
 @pytest.mark.parametrize(
-    ("features", "protocol", "message"),
+    ("features", "protocol", "blk_size", "message"),
     [
-        (1 << 30, ProtocolFeature.CONFIG, "VIRTIO_F_VERSION_1"),
-        (1 << 30 | 1 << 32, ProtocolFeature.MQ, "no vhost-user-blk target"),
+        (BlkFeature.RING_EVENT_IDX, ProtocolFeature.CONFIG, 512, "VIRTIO_F_VERSION_1"),
+        (BlkFeature.VERSION_1, ProtocolFeature.MQ, 512, "no vhost-user-blk target"),
+        (BlkFeature.VERSION_1, ProtocolFeature.CONFIG, 0, "blocks have 0 bytes"),
+        (BlkFeature.VERSION_1, ProtocolFeature.CONFIG, 520, "blocks have 520 bytes"),
     ],
 )
 def test_a_target_of_another_kind(
-    tmp_path: Path, features: int, protocol: int, message: str
+    tmp_path: Path, features: int, protocol: int, blk_size: int, message: str
 ) -> None:
+    offered = feature_mask(features, BlkFeature.BLK_SIZE, VHOST_USER_F_PROTOCOL_FEATURES)
+    config = BlkConfig(1000, 126, blk_size, 1, False).pack()[:60]
+
     def target(peer: socket.socket) -> None:
         while data := peer.recv(HEADER.size, socket.MSG_WAITALL):
             request, _, size = HEADER.unpack(data)
-            peer.recv(size, socket.MSG_WAITALL) if size else b""
+            payload = peer.recv(size, socket.MSG_WAITALL) if size else b""
             if request == Request.GET_FEATURES:
-                answer(peer, request, features.to_bytes(8, "little"))
+                answer(peer, request, offered.to_bytes(8, "little"))
             if request == Request.GET_PROTOCOL_FEATURES:
                 answer(peer, request, int(protocol).to_bytes(8, "little"))
+            if request == Request.GET_CONFIG:
+                answer(peer, request, payload[:12] + config)
 
     with served(tmp_path / "s", target) as path, pytest.raises(PeerError, match=message):
         VhostUserBlk.connect(path)

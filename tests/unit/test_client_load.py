@@ -14,6 +14,7 @@ import pytest
 from drivebay.engines.vhost_user_load import Load, tick_rate
 from drivebay.engines.vhost_user_memory import GUEST_BASE, DriverMemory, QueueLayout
 from drivebay.engines.vhost_user_queue import DriverQueue
+from drivebay.errors import UsageError
 from tests.fakes.device import FLUSH, IN, IOERR, OUT, Device, eventfd
 
 BLOCK = 1024
@@ -201,6 +202,11 @@ def test_an_open_loop_counts_latency_from_when_a_request_was_due() -> None:
         reads, writes, _ = it.load.latency
         assert max(reads.percentile(90), writes.percentile(90)) > slow
         assert max(reads.max, writes.max) > 2 * slow
+
+
+def test_a_block_that_does_not_fit_a_slot_is_refused() -> None:
+    with pytest.raises(UsageError, match="at most 1024"), bench(block_bytes=BLOCK + 512):
+        pass
 
 
 # --- verification

@@ -92,6 +92,19 @@ def test_a_depth_that_needs_too_long_a_ring_is_refused() -> None:
         QueueLayout.plan(0, 257, 4096, 4096)
 
 
+def test_a_request_never_needs_more_descriptors_than_its_chain_has() -> None:
+    layout = QueueLayout.plan(0, 2, 3 * 512, 512)
+    memory = DriverMemory(layout.end)
+    kick = eventfd()
+    queue = DriverQueue(memory.map, layout, GUEST_BASE, False, kick)
+    assert len(queue.data(0)) == 3 * 512
+    queue.put(0, IN, 0, 3 * 512)
+    with pytest.raises(UsageError, match="do not fit a slot of 1536"):
+        queue.put(1, IN, 0, 4 * 512)
+    os.close(kick)
+    memory.close()
+
+
 def test_a_read_is_header_data_status(pair: Pair) -> None:
     pair.queue.put(3, IN, 40, SLOT_BYTES)
     assert pair.device.waiting() == []

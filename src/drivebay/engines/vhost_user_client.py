@@ -141,6 +141,7 @@ class VhostUserBlk:
         self.path = path
         self.queues: list[DriverQueue] = []
         self._descriptors: list[int] = []
+        self._calls: list[int] = []
         self._errors: list[int] = []
         self._timeout_s = timeout_s
         self._memory: DriverMemory | None = None
@@ -196,6 +197,11 @@ class VhostUserBlk:
         return self.disk.block_size if self.has(BlkFeature.BLK_SIZE) else SECTOR_BYTES
 
     @property
+    def max_request_bytes(self) -> int:
+        """How much one request can transfer in this session."""
+        return self._layouts[0].slot_bytes
+
+    @property
     def write_cache(self) -> bool:
         """virtio 1.3 §5.2.6.2: may a completed write still be lost before the next flush?"""
         if self.has(BlkFeature.CONFIG_WCE):
@@ -211,13 +217,13 @@ class VhostUserBlk:
         """Read whole sectors. Raises: RequestFailed, TargetGone, UsageError."""
         parts = [
             self._execute(RequestType.IN, at // SECTOR_BYTES, size)
-            for at, size in self._pieces(offset, length, self._layouts[0].data_stride)
+            for at, size in self._pieces(offset, length, self.max_request_bytes)
         ]
         return b"".join(parts)
 
     def write(self, offset: int, data: bytes) -> None:
         """Write whole sectors. Raises: RequestFailed, TargetGone, UsageError."""
-        for at, size in self._pieces(offset, len(data), self._layouts[0].data_stride):
+        for at, size in self._pieces(offset, len(data), self.max_request_bytes):
             piece = data[at - offset : at - offset + size]
             self._execute(RequestType.OUT, at // SECTOR_BYTES, size, piece)
 
@@ -245,6 +251,8 @@ class VhostUserBlk:
         For tests of a target: the kind need not be one that exists.
         """
         queue = self.queues[0]
+        if len(data) > length:
+            raise UsageError(f"{len(data)} bytes for a request of {length}", field="data")
         area = queue.data(0)
         area[: len(data)] = data
         queue.put(0, kind, sector, length)
@@ -257,6 +265,11 @@ class VhostUserBlk:
     def config(self) -> DiskConfig:
         """Ask the target for the disk's configuration as it is now."""
         self.disk = DiskConfig.parse(self.connection.get_config())
+        if self.block_size % SECTOR_BYTES or self.block_size == 0:
+            raise PeerError(
+                f"'{self.path}' says that its blocks have {self.block_size} bytes "
+                f"(must be whole sectors of {SECTOR_BYTES})"
+            )
         return self.disk
 
     def set_write_cache(self, enabled: bool) -> None:
@@ -324,6 +337,7 @@ class VhostUserBlk:
         assert self._memory is not None
         for index, layout in enumerate(self._layouts):
             kick, call, err = (self._eventfd() for _ in range(3))
+            self._calls.append(call)
             self._errors.append(err)
             event_idx = self.has(BlkFeature.RING_EVENT_IDX)
             queue = DriverQueue(self._memory.map, layout, GUEST_BASE, event_idx, kick)
@@ -387,7 +401,7 @@ class VhostUserBlk:
 
     def _wait_for_completion(self, queue: DriverQueue) -> int:
         """Sleep until the target calls, as a guest does: a lost call is found."""
-        call = self._descriptors[1]
+        call = self._calls[0]
         deadline = time.monotonic() + self._timeout_s
         poll = select.poll()
         poll.register(call, select.POLLIN)

@@ -45,6 +45,7 @@ class Load:
         """``read_share`` of 65,536 requests read; all slots of each queue are used.
 
         ``num_blocks`` must be at least the slots of all queues together.
+        Raises: UsageError for a block that does not fit a slot, MemoryError.
         """
 
     def run(self, duration_ticks: int, interval_ticks: float, gather_ticks: int) -> None:

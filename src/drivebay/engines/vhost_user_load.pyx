@@ -21,6 +21,8 @@ from drivebay.wire.virtio_blk cimport (
 
 from time import monotonic_ns, sleep
 
+from drivebay.errors import UsageError
+
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
@@ -337,6 +339,11 @@ cdef class Load:
 
     cdef int bind_queue(self, load_queue_t* q, DriverQueue owner) except -1:
         cdef uint32_t slots = owner.queue.slots, slot, entries = 1
+        if self.load.block_bytes > owner.queue.slot_bytes:
+            raise UsageError(
+                f"a block of {self.load.block_bytes} bytes does not fit a request "
+                f"(at most {owner.queue.slot_bytes} do)",
+                field="bs")
         while entries < slots:
             entries *= 2
         q.vq = &owner.queue

@@ -48,6 +48,7 @@ class QueueLayout:
     statuses: int
     data: int
     data_stride: int
+    slot_bytes: int
     segment_bytes: int
     end: int
 
@@ -85,6 +86,7 @@ class QueueLayout:
             statuses=statuses,
             data=data,
             data_stride=stride,
+            slot_bytes=slot_bytes,
             segment_bytes=segment_bytes,
             end=data + stride * slots,
         )

@@ -37,6 +37,7 @@ cdef struct driver_queue_t:
     uint8_t* data
     uint64_t guest_offset        # guest address = host address + guest_offset, modulo 2^64
     uint32_t data_stride         # bytes between the data areas of two slots
+    uint32_t slot_bytes          # longest request: what a chain has descriptors for
     uint32_t segment_bytes       # longest data descriptor
     uint16_t mask                # ring size - 1
     uint16_t slots

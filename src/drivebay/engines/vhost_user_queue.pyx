@@ -63,6 +63,7 @@ cdef class DriverQueue:
         q.data = base + <uint64_t> layout.data
         q.guest_offset = <uint64_t> guest_base - <uintptr_t> base
         q.data_stride = layout.data_stride
+        q.slot_bytes = layout.slot_bytes
         q.segment_bytes = layout.segment_bytes
         q.mask = layout.size - 1
         q.slots = layout.slots
@@ -105,9 +106,9 @@ cdef class DriverQueue:
             raise UsageError(f"slot {slot} of a queue with {self.queue.slots}")
         if self.queue.inflight[slot]:
             raise StateError(f"slot {slot} is in flight")
-        if length > self.queue.data_stride:
+        if length > self.queue.slot_bytes:
             raise UsageError(
-                f"{length} bytes do not fit a slot of {self.queue.data_stride}", field="length")
+                f"{length} bytes do not fit a slot of {self.queue.slot_bytes}", field="length")
         driver_queue_put(&self.queue, <uint16_t> slot, kind, sector, length)
 
     def publish(self):
@@ -130,4 +131,4 @@ cdef class DriverQueue:
         if not 0 <= slot < self.queue.slots:
             raise UsageError(f"slot {slot} of a queue with {self.queue.slots}")
         start = driver_queue_data(&self.queue, <uint16_t> slot) - &self.memory[0]
-        return memoryview(self.memory)[start:start + self.queue.data_stride]
+        return memoryview(self.memory)[start:start + self.queue.slot_bytes]

@@ -7,6 +7,7 @@ whether the target is still there and completes requests.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import threading
@@ -20,7 +21,7 @@ from drivebay.engines.vhost_user_client import VhostUserBlk, status_name
 from drivebay.engines.vhost_user_connection import TargetGone
 from drivebay.engines.vhost_user_histogram import Histogram
 from drivebay.engines.vhost_user_load import Load, tick_rate
-from drivebay.errors import PeerError, UsageError
+from drivebay.errors import HostError, PeerError, UsageError
 from drivebay.wire.virtio_blk import BlkFeature
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ CHECK_S: Final = 0.1
 STALL_S: Final = 10.0
 GATHER_S: Final = 5e-6
 MAX_BLOCK_BYTES: Final = 16 << 20
+MAX_RUNTIME_S: Final = 1e7
+MAX_RATE: Final = 1e9
 _KIND_NAMES: Final = ("read", "write", "flush")  # as vhost_user_load.pxd numbers them
 _WORD_NAMES: Final = ("magic", "address", "sequence", "run")
 
@@ -180,8 +183,18 @@ def _check_params(params: LoadParams) -> None:
     for name, value in (("depth", params.depth), ("queues", params.queues)):
         if value < 1:
             raise UsageError(f"{name} {value} (must be at least 1)", field=name)
-    if params.runtime_s <= 0 or (params.rate is not None and params.rate <= 0):
-        raise UsageError("runtime and rate must be above 0", field="runtime")
+    if not 0 < params.runtime_s <= MAX_RUNTIME_S:
+        raise UsageError(
+            f"a runtime of {params.runtime_s} s (must be above 0, at most {MAX_RUNTIME_S:g})",
+            field="runtime",
+        )
+    if params.rate is not None and not 0 < params.rate <= MAX_RATE:
+        raise UsageError(
+            f"a rate of {params.rate} (must be above 0, at most {MAX_RATE:g})", field="rate"
+        )
+    for name, value in (("fsync", params.fsync), ("offset", params.offset)):
+        if not 0 <= value < 1 << 63:
+            raise UsageError(f"{name} {value} is out of range", field=name)
     if not 0 <= params.read_percent <= 100:
         raise UsageError(f"{params.read_percent} % reads (must be 0 to 100)", field="rwmixread")
 
@@ -197,14 +210,26 @@ class _Run:
         share = 0 if params.workload.writes else 100
         if params.workload is Workload.RANDRW:
             share = params.read_percent
-        self.load = Load(
-            disk.queues,
+        blocks = self._num_blocks()
+        try:
+            self.load = self._prepare(blocks, share)
+        except MemoryError as error:
+            raise HostError(
+                f"cannot keep the sequences of {blocks} blocks",
+                errno.ENOMEM,
+                hint="limit the range with --size",
+            ) from error
+
+    def _prepare(self, blocks: int, share: int) -> Load:
+        params = self.params
+        return Load(
+            self.disk.queues,
             first_sector=params.offset // 512,
-            num_blocks=self._num_blocks(),
+            num_blocks=blocks,
             block_bytes=params.block_bytes,
             random=params.workload.random,
             read_share=share * 65536 // 100,
-            flush_every=params.fsync,
+            flush_every=min(params.fsync, 0xFFFF_FFFF),
             verify=params.verify,
             self_check=not params.workload.writes,
             run=secrets.randbits(64),
