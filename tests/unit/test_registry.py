@@ -412,3 +412,22 @@ def test_closing_removes_everything_newest_first() -> None:
         assert len(registry) == 0
 
     run(test)
+
+
+def test_closing_waits_for_what_is_under_way() -> None:
+    async def test(registry: Any) -> None:
+        bdev, reactor = FakeBdev("M0"), FakeReactor()
+        registry.add(bdev)
+        channel = await registry.open_channel(bdev, reactor)
+        bdev.gates["remove"].clear()
+        removing = asyncio.create_task(registry.remove("M0"))
+        await settle()
+        closing = asyncio.create_task(registry.close())
+        await settle()
+        assert not closing.done()
+        bdev.gates["remove"].set()
+        await asyncio.gather(closing, removing)
+        await registry.close_channel(channel)
+        assert bdev.steps[-1] == "bdev closed"
+
+    run(test)

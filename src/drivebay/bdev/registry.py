@@ -12,6 +12,7 @@ connected for days must not hold up an RPC client.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import inspect
 import logging
@@ -356,7 +357,10 @@ class BdevRegistry:
     async def close(self) -> None:
         """Remove every bdev, newest first; the users must have let go before."""
         for name in reversed(list(self._entries)):
-            await self.remove(name)
+            with contextlib.suppress(NotFound):  # somebody else is removing it
+                await self.remove(name)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=SLOW_SECONDS)
         if self._leaving:
             names = ", ".join(entry.bdev.name for entry in self._leaving)
             _log.warning("still held at the end: %s", names)
