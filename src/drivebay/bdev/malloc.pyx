@@ -1,11 +1,13 @@
 """A disk in anonymous memory: reads and writes are one copy and done at once.
 
+The memory is taken when the bdev is made, in a worker thread: a page fault in a
+reactor would hold up everybody's disks for as long as the host needs for a page.
 Unmap and write-zeroes of more than a piece go on across polls, so that one guest
 that clears its disk does not hold up the others. Unmapped memory goes back to
 the host.
 """
 
-from libc.errno cimport ENOMEM
+from libc.errno cimport ENOMEM, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 from posix.mman cimport (
@@ -19,10 +21,12 @@ from drivebay.bdev.base cimport (
 from drivebay.reactor.mailbox cimport message_answer, message_t
 from drivebay.reactor.reactor cimport Reactor, engine_t, reactor_add_engine, reactor_t
 
+from pathlib import Path
+
 from drivebay.errors import HostError
 
 cdef extern from "<sys/mman.h>" nogil:
-    int MADV_DONTDUMP, MADV_DONTNEED, MADV_HUGEPAGE
+    int MADV_DONTDUMP, MADV_DONTNEED, MADV_HUGEPAGE, MADV_POPULATE_WRITE
     int madvise(void* addr, size_t length, int advice)
 
 cdef enum:
@@ -112,6 +116,14 @@ cdef void act_add_engine(message_t* message, void* reactor) noexcept nogil:
     message_answer(message, reactor_add_engine(<reactor_t*>reactor, <engine_t*>message.target))
 
 
+def available_memory():
+    """Bytes that can be taken without swapping, as the kernel reckons (proc(5))."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 0
+
+
 cdef class ClearingEngine:
     """One a reactor; lives as long as the reactor does."""
 
@@ -152,6 +164,9 @@ cdef class MallocBdev(Bdev):
         Bdev.__init__(self, name, uuid, block_size, num_blocks)
         self.raw.operations = (1 << IO_READ | 1 << IO_WRITE | 1 << IO_FLUSH | 1 << IO_UNMAP
                                | 1 << IO_WRITE_ZEROES)
+        if self.raw.size > available_memory():
+            raise HostError(
+                f"malloc bdev '{name}' of {self.raw.size} bytes is larger than free memory", ENOMEM)
         self.mapping_bytes = self.raw.size + HUGE_BYTES
         base = mmap(NULL, self.mapping_bytes, PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
@@ -159,8 +174,18 @@ cdef class MallocBdev(Bdev):
             raise HostError(f"no memory for malloc bdev '{name}' of {self.raw.size} bytes", ENOMEM)
         self.mapping = <uint8_t*>base
         self.memory = <uint8_t*>((<uint64_t>base + HUGE_BYTES - 1) & ~<uint64_t>(HUGE_BYTES - 1))
-        madvise(self.memory, self.raw.size, MADV_HUGEPAGE)
-        madvise(self.memory, self.raw.size, MADV_DONTDUMP)
+        self.populate()
+
+    cdef int populate(self) except -1:
+        cdef uint64_t length = (self.raw.size + PAGE_BYTES - 1) & ~<uint64_t>(PAGE_BYTES - 1)
+        cdef int status
+        madvise(self.memory, length, MADV_HUGEPAGE)
+        madvise(self.memory, length, MADV_DONTDUMP)
+        with nogil:
+            status = madvise(self.memory, length, MADV_POPULATE_WRITE)
+        if status != 0:
+            raise HostError(f"cannot take the memory of malloc bdev '{self.name}'", errno)
+        return 0
 
     def open_channel(self, reactor):
         return MallocChannel(self, reactor)

@@ -66,6 +66,7 @@ cdef struct reactor_t:
     uint32_t armed_count
     uint32_t engine_count
     uint32_t stopping
+    uint8_t running         # on its own thread: now follows the clock
     int epoll
     uint8_t place
     int32_t notifying       # the call eventfd being written, or -1
