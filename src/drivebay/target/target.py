@@ -113,14 +113,15 @@ class Target:
 
     async def stop(self) -> None:
         """End everything that start() began, as far as it came."""
+        if hasattr(self, "controllers"):
+            await self.controllers.close()
+        await self.registry.close()
+        # Not before: while sessions end, a guest can still hold a reactor up.
         if self._watching is not None:
             self._watching.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._watching
             self._watching = None
-        if hasattr(self, "controllers"):
-            await self.controllers.close()
-        await self.registry.close()
         for reactor in self.reactors:
             await reactor.stop()
             await asyncio.to_thread(reactor.join)
