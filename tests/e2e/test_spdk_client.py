@@ -146,7 +146,8 @@ def test_the_client_prints_our_refusals(target: TargetProcess) -> None:
     error = refused(target, "vhost_controller_set_coalescing", "vhost.0", "1", "1000")
     assert (error["code"], error["message"]) == (-32601, "Method not found")
     error = refused(target, "bdev_lvol_create_lvstore", "M0", "lvs")
-    assert error["code"] == -32601
+    assert (error["code"], error["message"]) == (-32601, "Method not found")
+    assert "logical volume store" in error["data"]["reason"]
     long_name = "x" * 200
     spdk(target, "bdev_null_create", "N", "16", "512")
     error = refused(target, "vhost_create_blk_controller", long_name, "N")

@@ -113,7 +113,7 @@ def test_a_part_that_is_lacking_ends_the_start_with_its_name(folder: Path) -> No
     command += ["-r", str(folder / "rpc.sock"), "-c", write(folder, config)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    for part in ("entry 2", "'bdev'", "bdev_lvol_create", "logical volumes"):
+    for part in ("entry 2", "'bdev'", "bdev_lvol_create", "logical volume store"):
         assert part in done.stderr
     assert "--json-ignore-init-errors" in done.stderr
     left = {path.name for path in folder.iterdir()}
@@ -129,7 +129,7 @@ def test_ignoring_errors_goes_on_without_it_and_autosave_keeps_it(folder: Path) 
     target = TargetProcess(folder, "-c", file, "--json-ignore-init-errors", "--autosave")
     try:
         assert len(target.rpc("vhost_get_controllers")) == 3
-        assert "logical volumes" in target.log()
+        assert "logical volume store" in target.log()
         target.rpc("bdev_null_create", name="N", num_blocks=8, block_size=512)
         kept = calls(json.loads(Path(file).read_text()))
         assert (LVOL["method"], LVOL["params"]) in kept

@@ -80,7 +80,7 @@ def test_a_failing_entry_is_named_with_its_reason() -> None:
 @pytest.mark.parametrize(
     ("method", "part"),
     [
-        ("bdev_lvol_create", "logical volumes"),
+        ("bdev_lvol_create", "logical volume store"),
         ("bdev_raid_create", "RAID"),
         ("bdev_nvme_attach_controller", "NVMe"),
         ("vhost_create_scsi_controller", "vhost-scsi"),

@@ -31,6 +31,7 @@ __all__ = [
     "SUBSYSTEMS",
     "Entry",
     "Replay",
+    "lacking_part",
     "read_config",
     "saved_config",
     "subsystem_config",
@@ -54,20 +55,20 @@ SUBSYSTEMS: Final[dict[str, tuple[str, ...]]] = {
 
 # Beginnings of SPDK's methods for parts that this version lacks.
 _LACKING: Final = {
-    "bdev_lvol_": "logical volumes",
+    "bdev_lvol_": "the logical volume store",
     "bdev_raid_": "RAID",
     "bdev_nvme_": "the NVMe driver",
     "bdev_virtio_": "the virtio initiator",
-    "bdev_split_": "split bdevs",
-    "bdev_passthru_": "passthru bdevs",
-    "bdev_delay_": "delay bdevs",
-    "bdev_error_": "error bdevs",
-    "bdev_crypto_": "crypto bdevs",
+    "bdev_split_": "the split module",
+    "bdev_passthru_": "the passthru module",
+    "bdev_delay_": "the delay module",
+    "bdev_error_": "the error module",
+    "bdev_crypto_": "the crypto module",
     "bdev_rbd_": "Ceph RBD",
     "bdev_iscsi_": "the iSCSI initiator",
     "bdev_ftl_": "FTL",
-    "bdev_zone_": "zoned bdevs",
-    "bdev_set_qos_limit": "QoS limits",
+    "bdev_zone_": "the zone module",
+    "bdev_set_qos_limit": "limiting a bdev (QoS)",
     "vhost_controller_set_coalescing": "coalescing of notifications",
     "vhost_create_scsi": "vhost-scsi",
     "vhost_start_scsi": "vhost-scsi",
@@ -77,8 +78,8 @@ _LACKING: Final = {
     "nbd_": "NBD",
     "ublk_": "ublk",
     "vfu_": "vfio-user",
-    "fsdev_": "shared file systems",
-    "keyring_": "key rings",
+    "fsdev_": "sharing file systems",
+    "keyring_": "the key ring",
 }
 
 
@@ -230,7 +231,7 @@ class Replay:
         _log.debug("%s: %s, entry %d", entry.subsystem, entry.method, entry.number)
         try:
             if entry.method not in self._dispatcher.methods:
-                raise RpcError(0, _lacking(entry.method))
+                raise RpcError(0, lacking_part(entry.method) or "there is no such method")
             await self._dispatcher.call(entry.method, entry.params, state=state)
         except RpcError as error:
             sentence = (
@@ -244,9 +245,10 @@ class Replay:
             self._dispatcher.target.unloaded.append(entry)
 
 
-def _lacking(method: str) -> str:
+def lacking_part(method: str) -> str | None:
+    """A sentence about the part of SPDK that a method belongs to and this version lacks."""
     part = next((part for start, part in _LACKING.items() if method.startswith(start)), None)
-    return f"{part} is not part of this version" if part else "there is no such method"
+    return f"{part} is not part of this version" if part else None
 
 
 def _explain(error: RpcError) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from drivebay.errors import DrivebayError, HostError
+from drivebay.rpc.config import lacking_part
 from drivebay.rpc.jsonrpc import (
     INTERNAL_ERROR,
     INVALID_REQUEST,
@@ -84,7 +85,8 @@ class Dispatcher:
         """
         method = self.methods.get(name)
         if method is None:
-            raise RpcError(METHOD_NOT_FOUND, "Method not found")
+            part = lacking_part(name)
+            raise RpcError(METHOD_NOT_FOUND, "Method not found", {"reason": part} if part else None)
         now = state or self.target.state
         if now not in method.states:
             raise RpcError(INVALID_STATE, _NEEDS_RUNTIME if now == STARTUP else _NEEDS_STARTUP)
