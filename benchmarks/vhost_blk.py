@@ -138,7 +138,7 @@ def resting(folder: Path, seconds: float) -> dict[str, float]:
         client.call("spdk_get_version")
         first_answer = time.monotonic() - began
         for number in range(100):
-            add_disk(client, ours, f"d{number}", "bdev_malloc_create", num_blocks=2048)
+            add_disk(client, ours, f"d{number}", "bdev_null_create", num_blocks=2048)
         resident = ours.resident_bytes()
         sessions = [VhostUserBlk(str(path)) for path in ours.sockets.values()]
         for session in sessions:

@@ -2,15 +2,16 @@
 
 O_DIRECT where the file system has it and its alignment is not coarser than the
 bdev's blocks; else through the page cache, and driver_specific says so. FLUSH is
-fsync, FUA is RWF_DSYNC, UNMAP punches holes.
+fsync, FUA is RWF_DSYNC, UNMAP punches holes. A file in tmpfs is memory: it is read
+and written at once, since io_uring would hand every request to another thread.
 """
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 from posix.unistd cimport close
 
 from drivebay.bdev.base cimport (
     BDEV_FUA, BDEV_VOLATILE_CACHE, Bdev, Channel, IO_FLUSH, IO_READ, IO_UNMAP, IO_WRITE,
-    IO_WRITE_ZEROES, SUBMIT_PENDING, channel_t, io_t,
+    IO_WRITE_ZEROES, SUBMIT_DONE, SUBMIT_PENDING, channel_t, io_t, iovec,
 )
 from drivebay.engines.uring cimport uring_of, uring_start
 
@@ -43,6 +44,10 @@ cdef extern from "<fcntl.h>" nogil:
     int FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
     int c_fallocate "fallocate"(int fd, int mode, long offset, long length)
 
+cdef extern from "<sys/uio.h>" nogil:
+    ssize_t preadv(int fd, const iovec* parts, int count, long offset)
+    ssize_t pwritev(int fd, const iovec* parts, int count, long offset)
+
 cdef extern from "<sys/vfs.h>" nogil:
     cdef struct c_statfs "statfs":
         long f_type
@@ -51,6 +56,7 @@ cdef extern from "<sys/vfs.h>" nogil:
 cdef enum:
     TMPFS_MAGIC = 0x01021994
     PAGE_BYTES = 4096
+    IOVECS_A_CALL = 1024        # IOV_MAX of the kernel
 
 
 cdef int file_submit(channel_t* channel, io_t* io) noexcept nogil:
@@ -59,11 +65,29 @@ cdef int file_submit(channel_t* channel, io_t* io) noexcept nogil:
     return SUBMIT_PENDING
 
 
+cdef int memory_file_submit(channel_t* channel, io_t* io) noexcept nogil:
+    """Whatever is not done whole at once goes the long way, which knows short and full."""
+    cdef file_t* file = <file_t*>channel.module
+    cdef ssize_t moved = -1
+    if io.operation == IO_READ:
+        moved = preadv(file.fd, io.iov, min(io.iov_count, <uint32_t>IOVECS_A_CALL), io.offset)
+    elif io.operation == IO_WRITE:
+        moved = pwritev(file.fd, io.iov, min(io.iov_count, <uint32_t>IOVECS_A_CALL), io.offset)
+    if moved < 0 or <uint64_t>moved != io.length:
+        return file_submit(channel, io)
+    io.status = 0
+    return SUBMIT_DONE
+
+
+cdef bint lies_in_memory(int fd):
+    cdef c_statfs fs
+    return fstatfs(fd, &fs) == 0 and fs.f_type == TMPFS_MAGIC
+
+
 cdef tuple direct_alignment(int fd):
     """(memory, offset) alignment that O_DIRECT asks for; (0, 0): it is of no use here."""
     cdef c_statx info
-    cdef c_statfs fs
-    if fstatfs(fd, &fs) == 0 and fs.f_type == TMPFS_MAGIC:
+    if lies_in_memory(fd):
         return 0, 0
     if c_statx_call(fd, b"", AT_EMPTY_PATH, STATX_DIOALIGN, &info) != 0:
         return 0, 0
@@ -99,7 +123,7 @@ cdef class FileChannel(Channel):
         self.file.uring = &self.engine.raw
         self.file.fd = bdev.fd
         self.raw.module = &self.file
-        self.raw.submit = file_submit
+        self.raw.submit = memory_file_submit if lies_in_memory(bdev.fd) else file_submit
 
 
 cdef class FileBdev(Bdev):
