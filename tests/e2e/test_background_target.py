@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -117,3 +118,24 @@ def test_a_background_start_that_fails_says_what_the_target_said(folder: Path) -
         assert "bdev_nosuch_create" in failed.stderr
         assert names(folder) == {"c.json", "drivebay"}
         assert drivebay("target", "stop", "-s", f"{folder}/r", env=env).returncode == 3
+
+
+def test_what_is_no_drivebay_target_is_not_stopped(folder: Path) -> None:
+    """A stand-in for another program's target: it answers as SPDK does, and must live on."""
+    answer = {"jsonrpc": "2.0", "id": 1, "result": {"version": "SPDK v26.09", "fields": {}}}
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(folder / "r"))
+        listening.listen()
+
+        def serve() -> None:
+            connection, _address = listening.accept()
+            with connection:
+                connection.recv(4096)
+                connection.sendall(json.dumps(answer).encode())
+
+        server = threading.Thread(target=serve)
+        server.start()
+        done = drivebay("target", "stop", "--force", "-s", str(folder / "r"))
+        server.join()
+    assert done.returncode == 2
+    assert "'SPDK v26.09' and not a Drivebay target" in done.stderr

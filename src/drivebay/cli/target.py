@@ -103,6 +103,12 @@ def _stop(found: argparse.Namespace) -> int:
 def _stop_by_rpc(socket: str | None, force: bool) -> int:
     path = find_socket(socket)
     with connect(path) as client:
+        version = str(call(client, "spdk_get_version")["version"])
+        if not version.startswith("Drivebay"):
+            raise UsageError(
+                f"what answers at '{path}' is '{version}' and not a Drivebay target",
+                hint="name the socket of the one to stop: drivebay target stop -s SOCKET",
+            )
         sessions = {
             entry["ctrlr"]: len(entry["sessions"])
             for entry in _controllers(client)
