@@ -7,7 +7,7 @@ from drivebay.reactor.io cimport io_t
 from drivebay.reactor.reactor cimport engine_t
 
 # The long operations on one reactor, of all malloc bdevs: they go on a piece in each turn.
-cdef struct clearing_t:
+cdef struct pieces_t:
     engine_t engine         # first: the reactor knows only this
     io_t* first
     io_t* last
@@ -15,7 +15,7 @@ cdef struct clearing_t:
 # channel.module of a malloc channel
 cdef struct malloc_t:
     uint8_t* memory
-    clearing_t* clearing
+    pieces_t* pieces
 
 cdef class MallocBdev(Bdev):
     cdef uint8_t* memory
@@ -25,7 +25,7 @@ cdef class MallocBdev(Bdev):
 
 cdef class MallocChannel(Channel):
     cdef malloc_t disk
-    cdef ClearingEngine clearing
+    cdef PiecesEngine pieces
 
-cdef class ClearingEngine:
-    cdef clearing_t raw
+cdef class PiecesEngine:
+    cdef pieces_t raw

@@ -2,9 +2,9 @@
 
 The memory is taken when the bdev is made, in a worker thread: a page fault in a
 reactor would hold up everybody's disks for as long as the host needs for a page.
-Unmap and write-zeroes of more than a piece go on across polls, so that one guest
-that clears its disk does not hold up the others. Unmapped memory goes back to
-the host.
+What is longer than a piece goes on across polls, a piece in each turn, so that one
+guest that clears its disk, or reads all of it into one buffer, does not hold up the
+others. Unmapped memory goes back to the host.
 """
 
 from libc.errno cimport ENOMEM, errno
@@ -61,54 +61,78 @@ cdef void clear(uint8_t* start, uint64_t length) noexcept nogil:
 
 
 cdef bint clear_piece(io_t* io) noexcept nogil:
-    """Clear the next piece; io.engine is where it begins. Returns: whether all is done."""
+    """Clear the next piece; io.engine is where the disk's part begins. Returns: is all done?"""
     cdef uint64_t length = min(<uint64_t>PIECE_BYTES, io.length - io.done)
     clear(<uint8_t*>io.engine + io.done, length)
     io.done += length
     return io.done == io.length
 
 
+cdef bint copy_piece(io_t* io) noexcept nogil:
+    """Copy the next piece and cut it off the list of buffers. Returns: is all done?"""
+    cdef uint64_t left = min(<uint64_t>PIECE_BYTES, io.length - io.done), part
+    cdef uint8_t* disk
+    while left:
+        disk = <uint8_t*>io.engine + io.done
+        part = min(<uint64_t>io.iov[0].iov_len, left)
+        if io.operation == IO_READ:
+            memcpy(io.iov[0].iov_base, disk, part)
+        else:
+            memcpy(disk, io.iov[0].iov_base, part)
+        io.done += part
+        left -= part
+        io.iov[0].iov_base = <uint8_t*>io.iov[0].iov_base + part
+        io.iov[0].iov_len -= part
+        if io.iov[0].iov_len == 0:
+            io.iov += 1
+            io.iov_count -= 1
+    return io.done == io.length
+
+
 cdef int malloc_submit(channel_t* channel, io_t* io) noexcept nogil:
     cdef malloc_t* disk = <malloc_t*>channel.module
     io.status = 0
+    if io.operation == IO_FLUSH:
+        return SUBMIT_DONE
+    if io.length > PIECE_BYTES:
+        io.engine = <uint64_t>(disk.memory + io.offset)
+        append(disk.pieces, io)
+        disk.pieces.engine.inflight += 1
+        return SUBMIT_PENDING
     if io.operation == IO_READ or io.operation == IO_WRITE:
         copy_io(disk.memory + io.offset, io)
-        return SUBMIT_DONE
-    io.engine = <uint64_t>(disk.memory + io.offset)
-    if io.operation == IO_FLUSH or clear_piece(io):
-        return SUBMIT_DONE
-    append(disk.clearing, io)
-    disk.clearing.engine.inflight += 1
-    return SUBMIT_PENDING
-
-
-cdef void append(clearing_t* clearing, io_t* io) noexcept nogil:
-    io.link = NULL
-    if clearing.first == NULL:
-        clearing.first = io
     else:
-        clearing.last.link = io
-    clearing.last = io
+        clear(disk.memory + io.offset, io.length)
+    return SUBMIT_DONE
 
 
-cdef int clearing_poll(engine_t* engine, reactor_t* reactor) noexcept nogil:
+cdef void append(pieces_t* pieces, io_t* io) noexcept nogil:
+    io.link = NULL
+    if pieces.first == NULL:
+        pieces.first = io
+    else:
+        pieces.last.link = io
+    pieces.last = io
+
+
+cdef int pieces_poll(engine_t* engine, reactor_t* reactor) noexcept nogil:
     """One piece of the oldest long operation; then it is the next one's turn."""
-    cdef clearing_t* clearing = <clearing_t*>engine
-    cdef io_t* io = clearing.first
-    clearing.first = io.link
-    if clear_piece(io):
+    cdef pieces_t* pieces = <pieces_t*>engine
+    cdef io_t* io = pieces.first
+    pieces.first = io.link
+    if copy_piece(io) if io.operation == IO_READ or io.operation == IO_WRITE else clear_piece(io):
         engine.inflight -= 1
         io_complete(io)
     else:
-        append(clearing, io)
+        append(pieces, io)
     return 1
 
 
-cdef void clearing_flush(engine_t* engine, reactor_t* reactor) noexcept nogil:
+cdef void pieces_flush(engine_t* engine, reactor_t* reactor) noexcept nogil:
     pass
 
 
-cdef bint clearing_arm(engine_t* engine, bint armed) noexcept nogil:
+cdef bint pieces_arm(engine_t* engine, bint armed) noexcept nogil:
     return True
 
 
@@ -124,24 +148,24 @@ def available_memory():
     return 0
 
 
-cdef class ClearingEngine:
+cdef class PiecesEngine:
     """One a reactor; lives as long as the reactor does."""
 
     def __init__(self):
-        self.raw.engine.flush = clearing_flush
-        self.raw.engine.poll = clearing_poll
-        self.raw.engine.arm = clearing_arm
+        self.raw.engine.flush = pieces_flush
+        self.raw.engine.poll = pieces_poll
+        self.raw.engine.arm = pieces_arm
         self.raw.engine.fd = -1
 
     def close(self):
         """Nothing to give back."""
 
 
-cdef ClearingEngine clearing_of(Reactor reactor):
+cdef PiecesEngine pieces_of(Reactor reactor):
     """The reactor's engine, made and handed over at the first malloc bdev."""
-    cdef ClearingEngine engine = reactor.shared.get("clearing")
+    cdef PiecesEngine engine = reactor.shared.get("pieces")
     if engine is None:
-        engine = reactor.shared["clearing"] = ClearingEngine()
+        engine = reactor.shared["pieces"] = PiecesEngine()
         reactor.ask(act_add_engine, &engine.raw.engine, engine)
     return engine
 
@@ -149,9 +173,9 @@ cdef ClearingEngine clearing_of(Reactor reactor):
 cdef class MallocChannel(Channel):
     def __init__(self, MallocBdev bdev, reactor):
         Channel.__init__(self, bdev, reactor)
-        self.clearing = clearing_of(self.reactor)
+        self.pieces = pieces_of(self.reactor)
         self.disk.memory = bdev.memory
-        self.disk.clearing = &self.clearing.raw
+        self.disk.pieces = &self.pieces.raw
         self.raw.submit = malloc_submit
         self.raw.module = &self.disk
 

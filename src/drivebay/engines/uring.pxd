@@ -4,7 +4,7 @@ The engine continues short transfers by itself and completes each I/O from its
 poll. What is prepared is submitted once per turn.
 """
 
-from libc.stdint cimport uint32_t
+from libc.stdint cimport int64_t, uint32_t
 
 from drivebay.reactor.io cimport io_t
 from drivebay.reactor.reactor cimport Reactor, engine_t
@@ -34,7 +34,8 @@ cdef struct uring_t:
     uint32_t* cq_flags
     void* sqes
     void* cqes
-    io_t* waiting           # first and last of those for which the ring had no room
+    int64_t budget          # bytes that this turn may still bring to the kernel
+    io_t* waiting           # first and last of those without room in ring or budget
     io_t* waiting_last
 
 cdef void uring_start(uring_t* uring, io_t* io, int fd) noexcept nogil

@@ -7,7 +7,7 @@ io_uring_enter(2), Linux 6.1.
 """
 
 from libc.errno cimport EAGAIN, EBUSY, EINTR, EIO, EOPNOTSUPP, errno
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.mman cimport MAP_FAILED, MAP_POPULATE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
 from posix.unistd cimport close
@@ -69,6 +69,8 @@ cdef enum:
     ENTRIES = 256
     COMPLETIONS = 4096
     IOVECS_A_CALL = 1024        # IOV_MAX of the kernel
+    CALL_BYTES = 2097152        # what one operation moves; the rest is another one
+    TURN_BYTES = 8388608        # what a turn submits: the kernel copies cached pages at once
     MAX_CORES = 4096
 
 # io_t.engine: the file descriptor, and how zeroes are made.
@@ -78,18 +80,42 @@ cdef uint64_t ZERO_BY_HOLE = <uint64_t>1 << 32
 
 # --- submission ----------------------------------------------------------------------------
 
-cdef void prepare_rw(io_uring_sqe* sqe, io_t* io) noexcept nogil:
+cdef uint32_t count_iovecs(const io_t* io, uint64_t* length) noexcept nogil:
+    """How many buffers the next call takes; one that is longer than a call is cut.
+
+    A guest's request may be as long as its disk, and whatever is in the page cache is
+    copied before the call returns: the other guests would wait for it.
+    """
+    cdef uint32_t i, count = min(io.iov_count, <uint32_t>IOVECS_A_CALL)
+    length[0] = io.length - io.done
+    if length[0] <= CALL_BYTES:
+        return count
+    length[0] = 0
+    for i in range(count):
+        if length[0] + io.iov[i].iov_len > CALL_BYTES:
+            if i:
+                return i
+            length[0] = CALL_BYTES
+            return 1
+        length[0] += io.iov[i].iov_len
+    return count
+
+
+cdef void prepare_rw(uring_t* uring, io_uring_sqe* sqe, io_t* io) noexcept nogil:
+    cdef uint64_t length = 0
+    cdef uint32_t count = count_iovecs(io, &length)
+    uring.budget -= <int64_t>length
     sqe.off = io.offset + io.done
     if io.operation == IO_WRITE and io.flags & IO_FUA:
         sqe.rw_flags = RWF_DSYNC
-    if io.iov_count == 1:
+    if count == 1:
         sqe.opcode = IORING_OP_READ if io.operation == IO_READ else IORING_OP_WRITE
         sqe.addr = <uint64_t>io.iov[0].iov_base
-        sqe.len = <uint32_t>min(<uint64_t>io.iov[0].iov_len, <uint64_t>0x7FFFF000)
+        sqe.len = <uint32_t>min(<uint64_t>io.iov[0].iov_len, length)
     else:
         sqe.opcode = IORING_OP_READV if io.operation == IO_READ else IORING_OP_WRITEV
         sqe.addr = <uint64_t>io.iov
-        sqe.len = min(io.iov_count, <uint32_t>IOVECS_A_CALL)
+        sqe.len = count
 
 
 cdef void prepare_range(io_uring_sqe* sqe, io_t* io) noexcept nogil:
@@ -109,7 +135,7 @@ cdef void prepare(uring_t* uring, io_t* io) noexcept nogil:
     sqe.fd = <int>(io.engine & FD_MASK)
     sqe.user_data = <uint64_t>io
     if io.operation == IO_READ or io.operation == IO_WRITE:
-        prepare_rw(sqe, io)
+        prepare_rw(uring, sqe, io)
     elif io.operation == IO_FLUSH:
         sqe.opcode = IORING_OP_FSYNC
     else:
@@ -117,10 +143,14 @@ cdef void prepare(uring_t* uring, io_t* io) noexcept nogil:
     uring.tail += 1
 
 
+cdef inline bint has_room(const uring_t* uring) noexcept nogil:
+    return uring.budget > 0 and uring.tail - load_acquire_u32(uring.sq_head) < uring.entries
+
+
 cdef void enqueue(uring_t* uring, io_t* io) noexcept nogil:
     """Into the ring, or behind those that wait for room in it."""
     uring.engine.unflushed += 1
-    if uring.waiting == NULL and uring.tail - load_acquire_u32(uring.sq_head) < uring.entries:
+    if uring.waiting == NULL and has_room(uring):
         prepare(uring, io)
         return
     io.link = NULL
@@ -141,7 +171,7 @@ cdef void uring_start(uring_t* uring, io_t* io, int fd) noexcept nogil:
 cdef void refill(uring_t* uring) noexcept nogil:
     cdef io_t* io = uring.waiting
     cdef io_t* following
-    while io != NULL and uring.tail - load_acquire_u32(uring.sq_head) < uring.entries:
+    while io != NULL and has_room(uring):
         following = io.link
         prepare(uring, io)
         io = following
@@ -149,7 +179,7 @@ cdef void refill(uring_t* uring) noexcept nogil:
 
 
 cdef void uring_flush(engine_t* engine, reactor_t* reactor) noexcept nogil:
-    """Submit all that is prepared. What the kernel will not take now stays for the next turn."""
+    """Submit what is prepared. What the budget or the kernel leaves stays for the next turn."""
     cdef uring_t* uring = <uring_t*>engine
     cdef long taken
     cdef uint32_t ready
@@ -157,13 +187,16 @@ cdef void uring_flush(engine_t* engine, reactor_t* reactor) noexcept nogil:
         refill(uring)
         store_release_u32(uring.sq_tail, uring.tail)
         ready = uring.tail - load_acquire_u32(uring.sq_head)
+        if ready == 0:
+            break
         taken = syscall(SYS_io_uring_enter, uring.ring, ready, 0, IORING_ENTER_GETEVENTS, NULL, 0)
         if taken < 0:
             CHECK(errno == EAGAIN or errno == EBUSY or errno == EINTR)
-            return
+            break
         engine.unflushed -= <uint32_t>taken
         if taken < ready:
-            return
+            break
+    uring.budget = TURN_BYTES
 
 
 # --- completion ----------------------------------------------------------------------------
@@ -295,6 +328,7 @@ cdef class UringEngine:
                 SYS_io_uring_register, self.raw.ring, IORING_REGISTER_EVENTFD,
                 &self.raw.engine.fd, 1) != 0:
             raise HostError("cannot give the io_uring an eventfd", errno)
+        self.raw.budget = TURN_BYTES
         self.raw.engine.flush = uring_flush
         self.raw.engine.poll = uring_poll
         self.raw.engine.arm = uring_arm
