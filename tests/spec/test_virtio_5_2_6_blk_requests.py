@@ -15,10 +15,12 @@ from tests.fakes.driver import (
     STATUS_UNTOUCHED,
     BlkDriver,
     Completion,
+    Framing,
     Kind,
     Status,
     segment_bytes,
 )
+from tests.fakes.memory import Layout
 from tests.fakes.ring import Segment
 from tests.fakes.stepped import SERIAL, Machine, malloc_bdev
 
@@ -207,6 +209,41 @@ def test_a_disk_that_clears_answers_reads_meanwhile(machine: Machine) -> None:
     assert not clearing.collect(), "4 MiB were cleared in one turn"
     assert len(reading.read(8, 4096)) == 4096
     assert clearing.wait(pending).status == Status.OK
+
+
+def test_a_read_as_long_as_the_disk_is_done_in_pieces_and_others_are_answered(
+    machine: Machine,
+) -> None:
+    """Its buffers may all be the same one: a guest needs no memory to ask for a lot of copying."""
+    greedy, modest = machine.add_queue(), machine.add_queue()
+    buffer = machine.memory.allocate(1 << 19)
+    for at in range(0, SECTORS, 1024):
+        greedy.write(at, bytes([at // 1024 + 1]) * (1 << 19))
+    header = machine.memory.allocate(16)
+    machine.memory.write(header, bytes(16))
+    status = machine.memory.allocate(1)
+    pending = greedy.queue_chain(
+        [Segment(header, 16, False)],
+        [*[Segment(buffer, 1 << 19, True)] * 8, Segment(status, 1, True)],
+    )
+    greedy.publish()
+    for sector in range(3):
+        assert len(modest.read(sector, 512)) == 512
+        assert not greedy.collect(), "4 MiB were copied within a few turns"
+    done = greedy.wait(pending)
+    assert outcome(done) == (Status.OK, DISK_BYTES + 1)
+    assert machine.memory.read(buffer, 1 << 19) == bytes([8]) * (1 << 19)
+
+
+@pytest.mark.parametrize("cuts", [(), (3 << 20,), (1, (1 << 20) - 1, 1 << 20, 7), (1 << 20,) * 3])
+def test_requests_longer_than_a_piece_carry_every_byte(cuts: tuple[int, ...]) -> None:
+    layout = (Layout(0, 16 << 20),)
+    with Machine(malloc_bdev(size_bytes=DISK_BYTES), layouts=layout) as machine:
+        disk = machine.add_queue()
+        data = random.Random(len(cuts)).randbytes(DISK_BYTES - 1024)
+        disk.write(1, data, Framing(readable=(16, *cuts)))
+        assert disk.read(1, len(data), Framing(writable=cuts)) == data
+        assert disk.read(0, 512) == bytes(512)
 
 
 # ---- directions -------------------------------------------------------------------------

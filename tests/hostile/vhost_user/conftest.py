@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.driver import Session
 from tests.fakes.process import RpcError, TargetProcess
 from tests.hostile.vhost_user.neighbour import Neighbour
 
@@ -38,6 +39,12 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TargetProcess]:
     try:
         target.malloc("Good0")
         target.malloc("Bad0")
+        image = target.folder / "bad.img"
+        image.write_bytes(bytes(8 << 20))
+        target.rpc("bdev_aio_create", name="File0", filename=str(image), block_size=512)
+        # A reactor keeps its io_uring once it has one: what follows is measured after that.
+        with Session(target.controller("warm", "File0")) as session:
+            session.disk.read(0, 512)
         yield target
         assert target.stop() == 0, target.log()[-4000:]
     finally:
