@@ -80,8 +80,22 @@ cdef int memory_file_submit(channel_t* channel, io_t* io) noexcept nogil:
 
 
 cdef bint lies_in_memory(int fd):
+    """A device never does, though fstatfs(2) sees the file system of its name: /dev, a tmpfs."""
     cdef c_statfs fs
+    if stat.S_ISBLK(os.fstat(fd).st_mode):
+        return False
     return fstatfs(fd, &fs) == 0 and fs.f_type == TMPFS_MAGIC
+
+
+def logical_block_size(fd):
+    """Of the device behind a file, or of a block device itself."""
+    info = os.fstat(fd)
+    number = info.st_rdev if stat.S_ISBLK(info.st_mode) else 0
+    base = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
+    for queue in (base / "queue", base.parent / "queue"):
+        if number and (queue / "logical_block_size").exists():
+            return int((queue / "logical_block_size").read_text())
+    return 512
 
 
 cdef tuple direct_alignment(int fd):
@@ -91,9 +105,12 @@ cdef tuple direct_alignment(int fd):
         return 0, 0
     if c_statx_call(fd, b"", AT_EMPTY_PATH, STATX_DIOALIGN, &info) != 0:
         return 0, 0
-    if not info.stx_mask & STATX_DIOALIGN:
-        return 0, 0
-    return info.stx_dio_mem_align, info.stx_dio_offset_align
+    if info.stx_mask & STATX_DIOALIGN:
+        return info.stx_dio_mem_align, info.stx_dio_offset_align
+    if stat.S_ISBLK(os.fstat(fd).st_mode):
+        # Before Linux 6.11 devices do not say; whole blocks suit them all.
+        return logical_block_size(fd), logical_block_size(fd)
+    return 0, 0
 
 
 def can_punch(fd, size):
@@ -140,7 +157,7 @@ cdef class FileBdev(Bdev):
         self.fd = self.open_file(block_size, readonly)
         memory, offset = direct_alignment(self.fd) if self.direct else (0, 0)
         if not block_size:
-            block_size = max(512, offset, self.logical_block_size())
+            block_size = max(512, offset, logical_block_size(self.fd))
         size = file_size(self.fd)
         if size == 0 or size % block_size:
             raise UsageError(
@@ -171,14 +188,6 @@ cdef class FileBdev(Bdev):
         os.close(fd)
         self.direct = False
         return open_guarded(self.path, readonly=readonly, direct=False)
-
-    def logical_block_size(self):
-        number = os.fstat(self.fd).st_rdev
-        base = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}")
-        for queue in (base / "queue", base.parent / "queue"):
-            if number and (queue / "logical_block_size").exists():
-                return int((queue / "logical_block_size").read_text())
-        return 512
 
     def write_operations(self, size):
         found = 1 << IO_WRITE | 1 << IO_FLUSH

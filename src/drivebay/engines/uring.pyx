@@ -73,9 +73,9 @@ cdef enum:
     TURN_BYTES = 8388608        # what a turn submits: the kernel copies cached pages at once
     MAX_CORES = 4096
 
-# io_t.engine: the file descriptor, and how zeroes are made.
+# io_t.engine: the file descriptor, and whether zeroes are made in the other way than asked.
 cdef uint64_t FD_MASK = 0xFFFFFFFF
-cdef uint64_t ZERO_BY_HOLE = <uint64_t>1 << 32
+cdef uint64_t OTHER_WAY = <uint64_t>1 << 32
 
 
 # --- submission ----------------------------------------------------------------------------
@@ -119,9 +119,13 @@ cdef void prepare_rw(uring_t* uring, io_uring_sqe* sqe, io_t* io) noexcept nogil
 
 
 cdef void prepare_range(io_uring_sqe* sqe, io_t* io) noexcept nogil:
-    """A hole for unmap; zeroes that keep their blocks unless a hole will do."""
+    """A hole for unmap; zeroes as a hole where that is allowed, else in their blocks.
+
+    Zeroes that a file or device does not make in that way are made in the other one.
+    """
     cdef uint32_t how = FALLOC_FL_ZERO_RANGE
-    if io.operation == IO_UNMAP or io.flags & IO_MAY_UNMAP or io.engine & ZERO_BY_HOLE:
+    cdef bint hole = (io.flags & IO_MAY_UNMAP) != 0
+    if io.operation == IO_UNMAP or hole != ((io.engine & OTHER_WAY) != 0):
         how = FALLOC_FL_PUNCH_HOLE
     sqe.opcode = IORING_OP_FALLOCATE
     sqe.off = io.offset
@@ -218,8 +222,8 @@ cdef bint is_over(io_t* io, int32_t result) noexcept nogil:
         return False
     if result < 0:
         if (result == -EOPNOTSUPP and io.operation == IO_WRITE_ZEROES
-                and not io.engine & ZERO_BY_HOLE):
-            io.engine |= ZERO_BY_HOLE
+                and not io.engine & OTHER_WAY):
+            io.engine |= OTHER_WAY
             return False
         io.status = result
         return True
