@@ -207,7 +207,8 @@ def install(flavour: Flavour, environment: str) -> None:
     stamp = flavour.venv / "drivebay-install"
     if stamp_is(stamp, identity):
         return
-    say(f"building and installing drivebay into {flavour.venv.name} (log: {flavour.build_dir})")
+    first = "" if (ROOT / flavour.build_dir).is_dir() else "; the first time takes a minute or more"
+    say(f"building drivebay in {flavour.build_dir}, installing into {flavour.venv.name}{first}")
     stamp.unlink(missing_ok=True)
     # The build finds meson and ninja on PATH, and no other interpreter's.
     env = dict(os.environ, PATH=f"{flavour.venv / 'bin'}:{os.environ['PATH']}")
