@@ -9,6 +9,7 @@ indirect tables included; the specification allows it no more (virtio 1.3
 from libc.stdint cimport UINT64_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 
 from drivebay.memory.guest_memory cimport memtable_read, memtable_resolve, memtable_t
+from drivebay.memory.platform cimport load_once_16
 from drivebay.reactor.io cimport BLOCK_IOVECS
 from drivebay.wire.virtio_ring cimport (
     VIRTQ_DESC_F_INDIRECT, VIRTQ_DESC_F_NEXT, VIRTQ_DESC_F_WRITE, virtq_desc,
@@ -87,7 +88,7 @@ cdef int virtqueue_walk(
         if seen >= vq.size:
             return virtqueue_bad(vq, FAULT_CHAIN_LONG, head)
         seen += 1
-        desc = vq.desc[at]
+        load_once_16(&desc, &vq.desc[at])
         if desc.flags & VIRTQ_DESC_F_INDIRECT:
             if not vq.indirect:
                 return virtqueue_bad(vq, FAULT_INDIRECT_OFF, at)

@@ -17,6 +17,13 @@ static inline uint32_t load_acquire_u32(const void *p) { return __atomic_load_n(
 static inline uint64_t load_acquire_u64(const void *p) { return __atomic_load_n((const uint64_t *)p, __ATOMIC_ACQUIRE); }
 static inline void *load_acquire_ptr(const void *p) { return __atomic_load_n((void *const *)p, __ATOMIC_ACQUIRE); }
 
+/* 16 bytes, aligned to 8: read once, and never again behind our back. A plain copy of a struct
+ * lets the compiler read single fields anew after they were checked. */
+static inline void load_once_16(void *into, const void *p) {
+    ((uint64_t *)into)[0] = __atomic_load_n((const uint64_t *)p, __ATOMIC_RELAXED);
+    ((uint64_t *)into)[1] = __atomic_load_n((const uint64_t *)p + 1, __ATOMIC_RELAXED);
+}
+
 static inline uint16_t load_relaxed_u16(const void *p) { return __atomic_load_n((const uint16_t *)p, __ATOMIC_RELAXED); }
 static inline uint32_t load_relaxed_u32(const void *p) { return __atomic_load_n((const uint32_t *)p, __ATOMIC_RELAXED); }
 static inline uint64_t load_relaxed_u64(const void *p) { return __atomic_load_n((const uint64_t *)p, __ATOMIC_RELAXED); }

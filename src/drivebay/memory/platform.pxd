@@ -7,6 +7,7 @@ cdef extern from "drivebay/memory/platform.h" nogil:
     uint32_t load_acquire_u32(const void* p) noexcept
     uint64_t load_acquire_u64(const void* p) noexcept
     void* load_acquire_ptr(const void* p) noexcept
+    void load_once_16(void* into, const void* p) noexcept
     uint16_t load_relaxed_u16(const void* p) noexcept
     uint32_t load_relaxed_u32(const void* p) noexcept
     uint64_t load_relaxed_u64(const void* p) noexcept
