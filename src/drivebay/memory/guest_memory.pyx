@@ -68,13 +68,16 @@ live_tables = {}
 cdef void on_sigbus(int number, siginfo_t* info, void* context) noexcept nogil:
     """Context: any thread, as a signal handler: only system calls and plain stores."""
     cdef uint64_t address = <uint64_t>info.si_addr
-    cdef uint64_t start, ring = 1
+    cdef uint64_t start, end, ring = 1
     cdef uint32_t i
     for i in range(load_acquire_u32(&slots_used)):
         start = load_acquire_u64(&slots[i].start)
-        if start == 0 or address < start or address >= slots[i].end:
+        end = load_acquire_u64(&slots[i].end)
+        # Looked at again: control may be giving the place to another mapping meanwhile.
+        if (start == 0 or address < start or address >= end
+                or load_acquire_u64(&slots[i].start) != start):
             continue
-        mmap(<void*>start, slots[i].end - start, PROT_READ | PROT_WRITE,
+        mmap(<void*>start, end - start, PROT_READ | PROT_WRITE,
              MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0)
         store_release_u32(&slots[i].broken, 1)
         store_release_u32(&broken_pending, 1)
@@ -157,16 +160,18 @@ cdef class Mapping:
         self.length = (self.skip + size + page - 1) & ~(page - 1)
         if not free_slots:
             raise PeerError(f"no room for another region: {MAX_MAPPINGS} are mapped already")
+        place = free_slots.pop()    # before the GIL is let go: others map, too
         with nogil:
             base = mmap(NULL, self.length, PROT_READ | PROT_WRITE,
                         MAP_SHARED | MAP_NORESERVE, fd, <long>start)
         if base == MAP_FAILED:
+            free_slots.append(place)
             raise HostError(
                 f"cannot map a region of {size} bytes at offset {mmap_offset:#x} of guest memory",
                 errno)
         madvise(base, self.length, MADV_DONTDUMP)
         self.base = <uint64_t>base
-        self.slot = free_slots.pop()
+        self.slot = place
         slots[self.slot].end = self.base + self.length
         slots[self.slot].broken = 0
         store_release_u64(&slots[self.slot].start, self.base)
