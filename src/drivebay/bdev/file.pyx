@@ -57,6 +57,7 @@ cdef enum:
     TMPFS_MAGIC = 0x01021994
     PAGE_BYTES = 4096
     IOVECS_A_CALL = 1024        # IOV_MAX of the kernel
+    COPY_BYTES = 1048576        # what a file in memory moves at once: others wait meanwhile
 
 
 cdef int file_submit(channel_t* channel, io_t* io) noexcept nogil:
@@ -66,9 +67,11 @@ cdef int file_submit(channel_t* channel, io_t* io) noexcept nogil:
 
 
 cdef int memory_file_submit(channel_t* channel, io_t* io) noexcept nogil:
-    """Whatever is not done whole at once goes the long way, which knows short and full."""
+    """Whatever is long or not done whole at once goes the long way, which knows short and full."""
     cdef file_t* file = <file_t*>channel.module
     cdef ssize_t moved = -1
+    if io.length > COPY_BYTES:
+        return file_submit(channel, io)
     if io.operation == IO_READ:
         moved = preadv(file.fd, io.iov, min(io.iov_count, <uint32_t>IOVECS_A_CALL), io.offset)
     elif io.operation == IO_WRITE:
