@@ -83,7 +83,7 @@ def take_stream_socket(received: Received, what: str) -> socket.socket:
         raise PeerError(f"{what} is not a socket")
     taken = socket.socket(fileno=received.take())
     if taken.family != socket.AF_UNIX or taken.type != socket.SOCK_STREAM:
-        kind = f"{taken.family.name} {taken.type.name}"
+        kind = f"{taken.family!r} {taken.type!r}"  # of some families Python has no name
         taken.close()
         raise PeerError(f"{what} is a socket of kind {kind} (must be a Unix stream socket)")
     taken.setblocking(False)
