@@ -81,7 +81,11 @@ def take_stream_socket(received: Received, what: str) -> socket.socket:
     (fd, *_) = received.borrow()
     if not stat.S_ISSOCK(os.fstat(fd).st_mode):
         raise PeerError(f"{what} is not a socket")
-    taken = socket.socket(fileno=received.take())
+    try:
+        taken = socket.socket(fileno=fd)
+    except OSError as error:
+        raise PeerError(f"{what} is a socket of an unusable kind: {error}") from error
+    received.take()
     if taken.family != socket.AF_UNIX or taken.type != socket.SOCK_STREAM:
         kind = f"{taken.family!r} {taken.type!r}"  # of some families Python has no name
         taken.close()
