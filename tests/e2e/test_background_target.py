@@ -131,7 +131,7 @@ def test_what_is_no_drivebay_target_is_not_stopped(folder: Path) -> None:
             connection, _address = listening.accept()
             with connection:
                 connection.recv(4096)
-                connection.sendall(json.dumps(answer).encode())
+                connection.sendall(json.dumps(answer).encode() + b"\n")
 
         server = threading.Thread(target=serve)
         server.start()
