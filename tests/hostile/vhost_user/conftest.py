@@ -47,6 +47,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TargetProcess]:
             session.disk.read(0, 512)
         yield target
         assert target.stop() == 0, target.log()[-4000:]
+        assert "Traceback" not in target.log(), "a hostile session found a fault of our own"
     finally:
         target.kill()
 

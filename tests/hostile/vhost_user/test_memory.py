@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -225,6 +226,21 @@ def test_memory_truncated_before_it_is_used(victim: Victim) -> None:
         for region in session.memory.regions:
             os.ftruncate(region.fd, 0)
         session.ports[0].kick()
+        drain_to_the_end(session.front_end)
+        victim.expect_end("truncated")
+
+
+def test_memory_truncated_between_the_table_and_the_start_of_a_ring(victim: Victim) -> None:
+    """The first to touch it is then the control plane, which starts the ring."""
+    with Session(victim.path, queues=0) as session:
+        driver, port = session.prepare_queue(64), session.ports[0]
+        for region in session.memory.regions:
+            os.ftruncate(region.fd, 0)
+        with contextlib.suppress(Refused, HungUp):
+            session.front_end.set_vring_num(0, 64)
+            session.set_addresses(0, driver.ring)
+            session.front_end.set_vring_kick(0, port.kick_fd)
+            session.front_end.set_vring_enable(0)
         drain_to_the_end(session.front_end)
         victim.expect_end("truncated")
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.fakes.driver import Kind, Session, segment_bytes
+from tests.fakes.driver import Kind, Session, Status, segment_bytes
 from tests.fakes.front_end import (
     HEADER,
     VERSION,
@@ -133,6 +133,39 @@ def test_64_queues_of_one_session(victim: Victim) -> None:
             assert session.drivers[63 - number].read(8 * number, 512) == bytes([number]) * 512
         with pytest.raises((HungUp, Refused)):
             session.front_end.set_vring_num(256, 64)
+
+
+# ---- the disk goes away ----------------------------------------------------------------
+
+
+def test_the_disk_is_deleted_under_io_and_the_guest_restarts(
+    target: TargetProcess, neighbour: Neighbour
+) -> None:
+    """Everything in flight is answered; a guest that restarts meanwhile finds an empty disk."""
+    for _ in range(10):
+        target.malloc("Gone0", 8)
+        path = target.controller("gone", "Gone0")
+        with Session(path, queues=2, size=128) as session:
+            fill(session)
+            target.rpc("bdev_malloc_delete", name="Gone0")
+            for disk in session.drivers:
+                disk.wait_all()
+            assert session.disk.request(Kind.IN, 0, room=512).status == Status.IOERR
+            assert session.capacity() == 0
+        with Session(path) as again:
+            assert again.disk.request(Kind.IN, 0, room=512).status == Status.IOERR
+        target.rpc("vhost_delete_controller", ctrlr="gone", force=True)
+    neighbour.expect_progress()
+
+
+def test_a_controller_deleted_by_force_under_io(target: TargetProcess) -> None:
+    for _ in range(10):
+        path = target.controller("gone", "Bad0")
+        with Session(path, queues=2, size=128) as session:
+            fill(session)
+            target.rpc("vhost_delete_controller", ctrlr="gone", force=True)
+            assert session.front_end.hung_up()
+            assert not path.exists()
 
 
 # ---- running out of descriptors ----------------------------------------------------------
