@@ -393,8 +393,8 @@ cdef class BlkQueue(EventOwner):
             self.memory = NULL
             raise HostError(f"no memory for queue {self.index}", errno)
         base = <char*>self.memory
-        self.raw.head_busy = <uint8_t*>base + size * SLOT_BYTES
-        self.raw.chain = <chain_t*>(base + size * SLOT_BYTES + size)
+        self.raw.chain = <chain_t*>(base + size * SLOT_BYTES)
+        self.raw.head_busy = <uint8_t*>base + size * SLOT_BYTES + sizeof(chain_t)
         for i in range(size - 1, -1, -1):
             slot = <slot_t*>(base + i * SLOT_BYTES)
             slot.next = self.raw.free

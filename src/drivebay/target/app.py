@@ -20,16 +20,19 @@ import resource
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from drivebay.errors import HostError
 from drivebay.memory.guest_memory import install_sigbus_handler
 from drivebay.rpc.service import Service
 from drivebay.target.log import LOG
 from drivebay.target.options import Options, available_cores
+from drivebay.vhost.limited_log import LimitedLog
 
 __all__ = ["main"]
 
 logger = logging.getLogger(__name__)
+_shortage = LimitedLog(logger, logging.WARNING)
 
 _ENDING = (signal.SIGTERM, signal.SIGINT)
 
@@ -58,6 +61,7 @@ async def _live(options: Options) -> None:
     """Start, serve until a signal comes (during the start, too), stop."""
     end = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_on_loop_error)
     for number in _ENDING:
         loop.add_signal_handler(number, _on_signal, number, end)
     with _pid_file(options.pid_file):
@@ -88,6 +92,19 @@ async def _run(service: Service) -> None:
         "none" if options.rpc_socket is None else f"'{options.rpc_socket}'",
     )
     await service.serve()
+
+
+def _on_loop_error(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Say in one sentence that descriptors ran out; asyncio tries again by itself."""
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        limit, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        _shortage.add(
+            f"a connection to the RPC socket must wait: {error.strerror} (at most {limit} are "
+            "allowed, see 'ulimit -Hn')"
+        )
+        return
+    loop.default_exception_handler(context)
 
 
 def _on_signal(number: signal.Signals, end: asyncio.Event) -> None:
