@@ -108,6 +108,23 @@ def test_a_chain_may_be_as_long_as_the_ring(pieces: int) -> None:
         assert disk.read(0, len(data), Framing(writable=cuts, indirect=True)) == data
 
 
+@pytest.mark.parametrize("size", [1, 2, 4, 8, 1024])
+def test_rings_of_the_smallest_and_the_largest_size(size: int) -> None:
+    """§2.7: any power of two. A chain in a table may be no longer than the ring, so the smallest
+    that can hold a request has one buffer for each direction."""
+    with Machine() as machine:
+        disk = machine.add_queue(size)
+        if size == 1:
+            disk.queue(Kind.FLUSH, framing=Framing(indirect=True))
+            disk.publish()
+            machine.step(20)
+            assert machine.queues[0].broken
+            return
+        disk.write(0, DATA[:512], Framing(readable=()))
+        assert disk.read(0, 512, Framing(writable=())) == DATA[:512]
+        assert disk.read(0, 512, Framing(writable=(), indirect=True)) == DATA[:512]
+
+
 def test_more_long_chains_than_there_can_be_spare_blocks() -> None:
     """No pool fails a request because it is empty: it waits."""
     with Machine() as machine:

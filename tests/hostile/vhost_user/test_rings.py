@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import select
@@ -197,11 +198,13 @@ def test_a_notifier_that_is_no_eventfd_ends_the_session(
 def saturate(fd: int) -> None:
     """As full as it gets, and blocking for whoever writes next: the flag is shared."""
     os.set_blocking(fd, False)
-    try:
-        os.eventfd_write(fd, (1 << 64) - 2)
-    except BlockingIOError:
-        os.eventfd_read(fd)
-        os.eventfd_write(fd, (1 << 64) - 2)
+    while True:
+        try:
+            os.eventfd_write(fd, (1 << 64) - 2)
+            break
+        except BlockingIOError:
+            with contextlib.suppress(BlockingIOError):
+                os.eventfd_read(fd)
     os.set_blocking(fd, True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import socket
 import struct
 import time
 
@@ -211,6 +212,9 @@ def test_connections_beyond_the_limit_wait_or_are_refused(
             except (BlockingIOError, ConnectionError, TimeoutError):
                 break
         neighbour.expect_progress()
+        with socket.socket(socket.AF_UNIX) as waiting:
+            waiting.connect(str(target.rpc_path))
+            target.wait_for_line("a connection to the RPC socket must wait", victim.mark)
     finally:
         for front in fronts:
             front.close()
