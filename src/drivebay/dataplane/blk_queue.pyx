@@ -184,6 +184,7 @@ cdef bint submit(blk_queue_t* q, uint16_t head, request_t* request, uint64_t* by
     cdef io_t* io = &slot.io
     if not place_iovecs(q, slot, request):
         q.vq.next_avail -= 1        # taken again when a block comes back
+        q.reactor.blocks_short = 1
         return False
     io.operation = request.operation
     io.flags = request.flags

@@ -60,7 +60,8 @@ cdef enum:
 cdef struct reactor_t:
     uint64_t now            # tick of this turn
     uint64_t window         # ticks of polling after the last work
-    source_t* hot
+    source_t* hot           # first and last, in the order of serving
+    source_t* hot_last
     source_t* dirty
     uint32_t hot_count
     uint32_t armed_count
@@ -78,6 +79,7 @@ cdef struct reactor_t:
     uint64_t idle
     uint64_t loops
     iovec_block_t* blocks   # free ones
+    uint8_t blocks_short    # a source that was just polled asked for one more than there are
     mailbox_t mailbox
     mailbox_t* control
     engine_t* engines[REACTOR_MAX_ENGINES]

@@ -63,6 +63,8 @@ cdef void make_hot(reactor_t* reactor, source_t* source) noexcept nogil:
     source.next = reactor.hot
     if reactor.hot != NULL:
         reactor.hot.previous = source
+    else:
+        reactor.hot_last = source
     reactor.hot = source
     reactor.hot_count += 1
 
@@ -74,7 +76,21 @@ cdef void leave_hot(reactor_t* reactor, source_t* source) noexcept nogil:
         reactor.hot = source.next
     if source.next != NULL:
         source.next.previous = source.previous
+    else:
+        reactor.hot_last = source.previous
     reactor.hot_count -= 1
+
+
+cdef void serve_last(reactor_t* reactor, source_t* source) noexcept nogil:
+    """From the next turn on: it had all the blocks that there were, the others come first."""
+    if source.next == NULL:
+        return
+    leave_hot(reactor, source)
+    source.previous = reactor.hot_last
+    source.next = NULL
+    reactor.hot_last.next = source
+    reactor.hot_last = source
+    reactor.hot_count += 1
 
 
 cdef int reactor_attach(reactor_t* reactor, source_t* source) noexcept nogil:
@@ -168,16 +184,22 @@ cdef int serve_sources(reactor_t* reactor) noexcept nogil:
     """Poll each HOT source once; arm those that had no work for the window."""
     cdef source_t* source = reactor.hot
     cdef source_t* following
+    cdef source_t* greedy = NULL
     cdef int done, work = 0
     while source != NULL:
         following = source.next
+        reactor.blocks_short = 0
         done = source.poll(source, reactor)
+        if done and reactor.blocks_short and greedy == NULL:
+            greedy = source
         if done:
             source.last_work = reactor.now
             work += done
         elif source.kick >= 0 and reactor.now - source.last_work > reactor.window:
             arm_source(reactor, source)
         source = following
+    if greedy != NULL:
+        serve_last(reactor, greedy)
     return work
 
 
