@@ -358,11 +358,11 @@ class Session:
             self.ports[index] = self.ports.pop()
         else:
             self.drivers.append(driver)
-        self._start(index, driver.ring, self.ports[index])
+        self.start_queue_on(index, driver.ring, self.ports[index])
         return driver
 
-    def _start(self, index: int, ring: SplitRing, port: EventPort) -> None:
-        """In the order QEMU uses."""
+    def start_queue_on(self, index: int, ring: SplitRing, port: EventPort) -> None:
+        """Start queue ``index`` on a ring that is there, in the order QEMU uses."""
         front = self.front_end
         front.set_vring_num(index, ring.size)
         front.set_vring_base(index, ring.start & 0xFFFF)

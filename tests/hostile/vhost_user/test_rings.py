@@ -15,6 +15,7 @@ from tests.fakes.driver import BlkDriver, EventPort, Kind, Session
 from tests.fakes.front_end import HungUp, Refused
 from tests.fakes.malice import BAD_CHAINS, BAD_RINGS
 from tests.fakes.process import wait_until
+from tests.fakes.ring import Segment
 from tests.hostile.vhost_user.conftest import Victim
 from tests.hostile.vhost_user.neighbour import Neighbour
 from tests.hostile.vhost_user.test_messages import drain_to_the_end
@@ -117,6 +118,71 @@ def test_a_ring_that_changes_while_it_is_read(victim: Victim, neighbour: Neighbo
         neighbour.expect_progress()
 
 
+# ---- rings where none belong ------------------------------------------------------------
+
+
+def test_two_queues_that_share_one_ring(victim: Victim, neighbour: Neighbour) -> None:
+    """Both take every request: the driver's loss. Neither may take down anything else."""
+    with Session(victim.path, size=64) as session, contextlib.suppress(HungUp, Refused):
+        shared = session.disk
+        second = session.prepare_queue(64)
+        session.start_queue_on(1, shared.ring, session.ports[1])
+        for n in range(40):
+            shared.queue(Kind.IN, 8 * n % 64, room=512)
+            shared.ring.publish()
+            for port in session.ports:
+                port.kick()
+            if n % 8 == 0:
+                neighbour.expect_progress(1)
+            shared.pending.clear()
+            if shared.ring.free_descriptors < 4:
+                break
+        assert second.ring is not shared.ring
+        session.front_end.get_vring_base(0)
+        session.front_end.get_vring_base(1)
+
+
+@pytest.mark.parametrize(
+    "parts", [("desc", "desc", "desc"), ("desc", "desc", "used"), ("avail", "avail", "avail")]
+)
+def test_rings_that_lie_over_each_other(
+    victim: Victim, neighbour: Neighbour, parts: tuple[str, str, str]
+) -> None:
+    with Session(victim.path, queues=0) as session, contextlib.suppress(HungUp, Refused):
+        disk, port = session.prepare_queue(64), session.ports[0]
+        desc, avail, used = (session.memory.user_addr(getattr(disk.ring, part)) for part in parts)
+        front = session.front_end
+        front.set_vring_num(0, 64)
+        front.set_vring_addr(0, desc, avail & ~15, used & ~15)
+        front.set_vring_kick(0, port.kick_fd)
+        front.set_vring_call(0, port.call_fd)
+        front.set_vring_enable(0)
+        for _ in range(20):
+            disk.queue(Kind.IN, 0, room=512)
+            disk.ring.publish()
+            port.kick()
+            disk.pending.clear()
+        neighbour.expect_progress()
+        front.get_vring_base(0)
+
+
+@pytest.mark.parametrize("part", ["desc", "avail", "used"])
+def test_a_read_into_the_ring_itself(victim: Victim, neighbour: Neighbour, part: str) -> None:
+    """The disk's bytes become descriptors or indexes: whatever they say is checked as ever."""
+    with Session(victim.path, size=SIZE) as session, contextlib.suppress(HungUp, Refused):
+        session.disk.write(0, random.Random(9).randbytes(4096))
+        place = getattr(session.disk.ring, part)
+        header, status = session.memory.allocate(16), session.memory.allocate(1)
+        session.memory.write(header, bytes(16))
+        session.disk.queue_chain(
+            [Segment(header, 16, False)], [Segment(place, 512, True), Segment(status, 1, True)]
+        )
+        session.disk.ring.publish()
+        session.disk.port.kick()
+        neighbour.expect_progress()
+        session.front_end.get_vring_base(0)
+
+
 # ---- what the shared page says is only ever read once ---------------------------------
 
 
@@ -158,7 +224,7 @@ def test_random_rings(victim: Victim, neighbour: Neighbour, seed: int) -> None:
 
 # ---- notifiers --------------------------------------------------------------------------
 
-WRONG_FDS = ["pipe", "socket", "file", "memfd", "null", "epoll", "timer", "folder"]
+WRONG_FDS = ["pipe", "socket", "file", "memfd", "null", "epoll", "device", "folder"]
 
 
 def wrong_fd(kind: str) -> int:
@@ -176,7 +242,7 @@ def wrong_fd(kind: str) -> int:
             return os.dup(poll.fileno())
     if kind == "memfd":
         return os.memfd_create("not-an-eventfd")
-    path = {"file": __file__, "null": "/dev/null", "folder": "/", "timer": "/dev/full"}[kind]
+    path = {"file": __file__, "null": "/dev/null", "folder": "/", "device": "/dev/full"}[kind]
     return os.open(path, os.O_RDONLY)
 
 
