@@ -162,10 +162,13 @@ def test_a_front_end_without_protocol_features_is_served(target: Target) -> None
 
 
 def test_resize_is_told_and_seen(target: Target) -> None:
+    disk = target.registry.get("M0")
+    target.run(target.registry.resize(disk, SECTORS // 2))
     with Session(target.socket) as session, session.front_end.set_backend_req_fd() as channel:
-        target.run(target.registry.resize(target.registry.get("M0"), 2 * SECTORS))
+        assert session.capacity() == SECTORS // 2
+        target.run(target.registry.resize(disk, SECTORS))
         assert channel.recv(64) == HEADER.pack(2, VERSION, 0)
-        assert session.capacity() == 2 * SECTORS
+        assert session.capacity() == SECTORS
 
 
 def test_hot_remove_leaves_a_disk_on_which_everything_fails(target: Target) -> None:

@@ -36,6 +36,7 @@ cdef struct bdev_t:
     uint32_t operations     # bit per IO_ operation
     uint32_t flags
     uint32_t buffer_mask    # alignment of buffers minus one
+    uint32_t length_mask    # the same of their lengths; only with a buffer_mask
 
 # channel_t.flags
 cdef enum:
@@ -49,7 +50,7 @@ cdef struct channel_t:
     void* module            # the module's own
     uint32_t flags
     uint32_t inflight       # in the module, or at a bounce buffer
-    message_t* draining     # answered when inflight is 0
+    message_t* draining     # those answered when inflight is 0
     io_t* held              # first and last of those held back
     io_t* held_last
     bounce_t* bounces       # free bounce buffers
@@ -69,12 +70,18 @@ cdef struct bounce_t:
     uint8_t* buffer
 
 cdef inline void channel_settle(channel_t* channel) noexcept nogil:
-    """One I/O less in flight; the last one answers who waits for that."""
-    cdef message_t* message = channel.draining
+    """One I/O less in flight; the last one answers those who wait for that."""
+    cdef message_t* message
+    cdef message_t* following
     channel.inflight -= 1
-    if message != NULL and channel.inflight == 0:
-        channel.draining = NULL
+    if channel.inflight or channel.draining == NULL:
+        return
+    message = channel.draining
+    channel.draining = NULL
+    while message != NULL:
+        following = message.next
         message_answer(message, 0)
+        message = following
 
 cdef class Bdev:
     cdef bdev_t raw

@@ -72,6 +72,7 @@ cdef void answer_when_drained(message_t* message) noexcept nogil:
     if channel.inflight == 0:
         message_answer(message, 0)
     else:
+        message.next = channel.draining
         channel.draining = message
 
 
@@ -105,7 +106,6 @@ cdef class Channel:
             self.raw.stats[i].min_ticks = NEVER
         if bdev.raw.buffer_mask:
             self.allocate_bounces()
-        bdev.channels.add(self)
 
     cdef int allocate_bounces(self) except -1:
         """Untouched until used, so it costs address space only."""
@@ -135,6 +135,7 @@ cdef class Channel:
 
     def activate(self):
         self.active = True
+        self.bdev.channels.add(self)
         return self.ask(act_activate)
 
     def gate(self):
@@ -180,9 +181,10 @@ cdef class Channel:
 
 cdef class Bdev:
     def __init__(self, str name, uuid, int block_size, num_blocks):
-        if not name or len(name.encode()) >= NAME_LIMIT or "\0" in name:
-            raise UsageError(f"bdev name '{name[:40]}' must have 1 to {NAME_LIMIT - 1} bytes",
-                             field="name")
+        if not name or len(name.encode(errors="replace")) >= NAME_LIMIT or not name.isprintable():
+            raise UsageError(
+                f"bdev name {name[:40]!r} must have 1 to {NAME_LIMIT - 1} bytes, all printable",
+                field="name")
         if block_size < 512 or block_size & (block_size - 1) or block_size > 65536:
             raise UsageError(
                 f"block size {block_size} is not a power of two from 512 to 65536",

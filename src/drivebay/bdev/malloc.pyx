@@ -23,7 +23,7 @@ from drivebay.reactor.reactor cimport Reactor, engine_t, reactor_add_engine, rea
 
 from pathlib import Path
 
-from drivebay.errors import HostError
+from drivebay.errors import HostError, UsageError
 
 cdef extern from "<sys/mman.h>" nogil:
     int MADV_DONTDUMP, MADV_DONTNEED, MADV_HUGEPAGE, MADV_POPULATE_WRITE
@@ -162,12 +162,18 @@ cdef class PiecesEngine:
 
 
 cdef PiecesEngine pieces_of(Reactor reactor):
-    """The reactor's engine, made and handed over at the first malloc bdev."""
-    cdef PiecesEngine engine = reactor.shared.get("pieces")
-    if engine is None:
-        engine = reactor.shared["pieces"] = PiecesEngine()
-        reactor.ask(act_add_engine, &engine.raw.engine, engine)
-    return engine
+    """The reactor's engine, made and handed over at the first malloc bdev.
+
+    Worker threads may come here at the same time: the first engine noted is the one.
+    """
+    cdef PiecesEngine made
+    found = reactor.shared.get("pieces")
+    if found is None:
+        made = PiecesEngine()
+        found = reactor.shared.setdefault("pieces", made)
+        if found is made:
+            reactor.ask(act_add_engine, &made.raw.engine, made)
+    return found
 
 
 cdef class MallocChannel(Channel):
@@ -210,6 +216,12 @@ cdef class MallocBdev(Bdev):
         if status != 0:
             raise HostError(f"cannot take the memory of malloc bdev '{self.name}'", errno)
         return 0
+
+    def resize(self, num_blocks):
+        if num_blocks * self.block_size > self.mapping_bytes - HUGE_BYTES:
+            raise UsageError(f"malloc bdev '{self.name}' cannot grow: it has the memory of "
+                             f"{self.num_blocks} blocks", field="num_blocks")
+        Bdev.resize(self, num_blocks)
 
     def open_channel(self, reactor):
         return MallocChannel(self, reactor)

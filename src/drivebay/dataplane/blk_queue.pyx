@@ -307,11 +307,12 @@ cdef void act_enable(message_t* message, void* reactor) noexcept nogil:
 cdef void act_table(message_t* message, void* reactor) noexcept nogil:
     """argument: the table, then host addresses of desc, avail and used in it."""
     cdef blk_queue_t* q = <blk_queue_t*>message.target
+    if q.table != <const memtable_t*>message.argument[0]:
+        q.old_inflight = q.inflight
     q.table = <const memtable_t*>message.argument[0]
     q.vq.desc = <virtq_desc*>message.argument[1]
     q.vq.avail = <virtq_avail*>message.argument[2]
     q.vq.used = <virtq_used*>message.argument[3]
-    q.old_inflight = q.inflight
     if q.old_inflight == 0:
         message_answer(message, 0)
     else:
@@ -320,8 +321,7 @@ cdef void act_table(message_t* message, void* reactor) noexcept nogil:
 
 cdef void act_notifiers(message_t* message, void* reactor) noexcept nogil:
     cdef blk_queue_t* q = <blk_queue_t*>message.target
-    cdef int status = 0
-    cdef int kick = <int>message.argument[0]
+    cdef int status = 0, kick = <int>message.argument[0]
     q.call = <int>message.argument[1]
     q.err = <int>message.argument[2]
     if kick != q.source.kick:
@@ -382,7 +382,7 @@ cdef class BlkQueue(EventOwner):
         self.allocate(size)
 
     cdef int allocate(self, int size) except -1:
-        """Slots, the busy heads and the chain's scratch, in one piece; touched when used."""
+        """Slots, the chain's scratch and the busy heads, in one piece; touched when used."""
         cdef int i
         cdef slot_t* slot
         cdef char* base
