@@ -31,12 +31,13 @@ cdef inline int check(const bdev_t* bdev, const io_t* io) noexcept nogil:
     return 0
 
 
-cdef inline bint is_misaligned(const io_t* io, uint32_t mask) noexcept nogil:
+cdef inline bint is_misaligned(const io_t* io, const bdev_t* bdev) noexcept nogil:
     cdef uint32_t i
-    cdef uint64_t bits = 0
+    cdef uint64_t addresses = 0, lengths = 0
     for i in range(io.iov_count):
-        bits |= <uint64_t>io.iov[i].iov_base | <uint64_t>io.iov[i].iov_len
-    return (bits & mask) != 0
+        addresses |= <uint64_t>io.iov[i].iov_base
+        lengths |= <uint64_t>io.iov[i].iov_len
+    return (addresses & bdev.buffer_mask | lengths & bdev.length_mask) != 0
 
 
 cdef inline void account(channel_t* channel, io_t* io, uint64_t length) noexcept nogil:
@@ -116,7 +117,7 @@ cdef int bdev_submit(channel_t* channel, io_t* io) noexcept nogil:
             return SUBMIT_DONE
         io.channel = channel
         return hold(channel, io)
-    if channel.bdev.buffer_mask and is_misaligned(io, channel.bdev.buffer_mask):
+    if channel.bdev.buffer_mask and is_misaligned(io, channel.bdev):
         return bounce_submit(channel, io, module_submit)
     return module_submit(channel, io)
 

@@ -169,6 +169,7 @@ cdef class FileBdev(Bdev):
         Bdev.__init__(self, name, uuid, block_size, size // block_size)
         if self.direct:
             self.raw.buffer_mask = max(memory, 1) - 1
+            self.raw.length_mask = max(memory, offset, 1) - 1
         self.readonly = readonly
         self.raw.flags = BDEV_VOLATILE_CACHE | BDEV_FUA
         self.raw.operations = 1 << IO_READ

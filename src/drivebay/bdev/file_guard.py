@@ -25,6 +25,8 @@ _FLOCK = struct.Struct("=hhIqqiI")
 def open_guarded(path: str, *, readonly: bool, direct: bool) -> int:
     """Open ``path`` and lock it. Raises: HostError, InUse, UsageError."""
     flags = (os.O_RDONLY if readonly else os.O_RDWR) | os.O_CLOEXEC | os.O_NONBLOCK
+    if "\0" in path or not _is_encodable(path):
+        raise UsageError(f"{path!r} is no name of a file", field="filename")
     try:
         mode = Path(path).stat().st_mode
         if stat.S_ISBLK(mode):
@@ -35,11 +37,22 @@ def open_guarded(path: str, *, readonly: bool, direct: bool) -> int:
     except OSError as error:
         raise _refusal(path, error) from error
     try:
+        # It kept the open of a named pipe from waiting. Left on, a file system that cannot
+        # try without waiting would answer each request with EAGAIN, for ever.
+        fcntl.fcntl(fd, fcntl.F_SETFL, fcntl.fcntl(fd, fcntl.F_GETFL) & ~os.O_NONBLOCK)
         _lock(fd, path, readonly)
     except BaseException:
         os.close(fd)
         raise
     return fd
+
+
+def _is_encodable(path: str) -> bool:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refusal(path: str, error: OSError) -> Exception:

@@ -395,9 +395,14 @@ cdef class UringEngine:
 
 
 cdef UringEngine uring_of(Reactor reactor):
-    """The reactor's ring, made and handed over at the first file."""
-    engine = reactor.shared.get("uring")
-    if engine is None:
-        engine = reactor.shared["uring"] = UringEngine()
-        engine.enable(reactor)
-    return engine
+    """The reactor's ring, made and handed over at the first file.
+
+    Worker threads may come here at the same time: the first ring to be noted is the one.
+    """
+    found = reactor.shared.get("uring")
+    if found is None:
+        made = UringEngine()
+        found = reactor.shared.setdefault("uring", made)
+        if found is made:
+            made.enable(reactor)
+    return found
