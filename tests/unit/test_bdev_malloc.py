@@ -185,7 +185,9 @@ def test_a_disk_larger_than_memory_is_refused(size: int) -> None:
         MallocBdev("huge", None, 512, size // 512)
 
 
-def test_workers_that_open_the_first_channels_together_get_one_engine() -> None:
+def test_workers_that_open_the_first_channels_together_get_one_engine(
+    restless_threads: None,
+) -> None:
     for _ in range(50):
         reactor = Reactor(0, ControlMailbox())
         bdev = malloc_bdev()

@@ -140,7 +140,9 @@ def rings() -> int:
     return sum(os.path.realpath(link).endswith("[io_uring]") for link in links)
 
 
-def test_workers_that_open_the_first_files_together_get_one_ring(path: Path) -> None:
+def test_workers_that_open_the_first_files_together_get_one_ring(
+    path: Path, restless_threads: None
+) -> None:
     for _ in range(20):
         before = rings()
         reactor = Reactor(0, ControlMailbox())
