@@ -47,7 +47,8 @@ cdef inline void account(channel_t* channel, io_t* io, uint64_t length) noexcept
         stats.errors += 1
         return
     stats.ops += 1
-    stats.bytes += length
+    if io.operation != IO_FLUSH:    # its length is the write's that it follows
+        stats.bytes += length
     stats.ticks += ticks
     if ticks > stats.max_ticks:
         stats.max_ticks = ticks

@@ -137,7 +137,8 @@ cdef bint pieces_arm(engine_t* engine, bint armed) noexcept nogil:
 
 
 cdef void act_add_engine(message_t* message, void* reactor) noexcept nogil:
-    message_answer(message, reactor_add_engine(<reactor_t*>reactor, <engine_t*>message.target))
+    reactor_add_engine(<reactor_t*>reactor, <engine_t*>message.target)
+    message_answer(message, 0)
 
 
 def available_memory():

@@ -6,7 +6,7 @@ queue; the class at the end is its Python door.
 """
 
 from libc.errno cimport EOPNOTSUPP, errno
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport UINT32_MAX, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap)
@@ -16,11 +16,9 @@ from drivebay.bdev.entry cimport bdev_submit
 from drivebay.dataplane.blk_request cimport (
     PARSE_BAD, PARSE_ID, PARSE_SUBMIT, blk_request_parse, request_t)
 from drivebay.dataplane.virtqueue cimport (
-    FAULT_ADDRESS, FAULT_AVAIL_JUMP, FAULT_CALL_BLOCKED, FAULT_CHAIN_LONG, FAULT_HEAD_RANGE,
-    FAULT_HEAD_TWICE, FAULT_INDIRECT_LENGTH, FAULT_INDIRECT_NESTED, FAULT_INDIRECT_OFF,
-    FAULT_NEXT_RANGE, FAULT_ORDER, FAULT_WATCH, POP_CHAIN, virtqueue_arm, virtqueue_bad,
-    virtqueue_disarm, virtqueue_fill, virtqueue_look, virtqueue_pop, virtqueue_prefetch,
-    virtqueue_publish, virtqueue_walk)
+    FAULT_CALL_BLOCKED, FAULT_HEAD_TWICE, FAULT_WATCH, POP_CHAIN, fault_sentence, virtqueue_arm,
+    virtqueue_bad, virtqueue_disarm, virtqueue_fill, virtqueue_look, virtqueue_pop,
+    virtqueue_prefetch, virtqueue_publish, virtqueue_walk)
 from drivebay.memory.guest_memory cimport MemoryTable, memtable_t
 from drivebay.memory.platform cimport (
     CHECK, cpu_pause, exchange_u32, load_relaxed_u32, load_relaxed_u64, tsc_read)
@@ -49,21 +47,6 @@ cdef enum:
     GATHER_LOOKS = 3
     GATHER_BELOW_NS = 250       # a request cheaper than this is worth a wait for the next
     EVENT_BROKEN = 1            # what an event of a queue says
-
-FAULTS = {
-    FAULT_AVAIL_JUMP: "avail.idx jumped to {}, further than the ring is long",
-    FAULT_HEAD_RANGE: "the avail ring names descriptor {}, which the ring does not have",
-    FAULT_HEAD_TWICE: "descriptor {} was made available again while in flight",
-    FAULT_NEXT_RANGE: "a descriptor's next is {}, which its table does not have",
-    FAULT_CHAIN_LONG: "the chain at {} is longer than the ring, or loops",
-    FAULT_ADDRESS: "a buffer in guest page {:#x} is outside the memory table",
-    FAULT_INDIRECT_LENGTH: "an indirect table of {} bytes is no list that fits the ring",
-    FAULT_INDIRECT_NESTED: "descriptor {} nests or continues an indirect table",
-    FAULT_INDIRECT_OFF: "descriptor {} is indirect, which was not negotiated",
-    FAULT_ORDER: "a readable buffer follows a writable one (flags {:#x})",
-    FAULT_CALL_BLOCKED: "its call eventfd was made to block (value {})",
-    FAULT_WATCH: "its kick eventfd cannot be watched (errno {})",
-}
 
 
 # --- the way in ----------------------------------------------------------------------------
@@ -194,17 +177,20 @@ cdef bint submit(blk_queue_t* q, uint16_t head, request_t* request, uint64_t* by
     io.length = request.length
     io.frame_count = 0
     io_push(io, blk_done, q, 0)
-    slot.written = <uint32_t>request.length + 1 if io.operation == IO_READ else 1
+    slot.written = 1
+    if io.operation == IO_READ:     # its type is 32 bits, whatever a guest asks for
+        slot.written = <uint32_t>min(request.length + 1, <uint64_t>UINT32_MAX)
+    # Off the list before: a submission may complete others, which put theirs back.
+    q.free = slot.next
     if bdev_submit(q.channel, io) == SUBMIT_DONE:
         bytes[0] += request.length
         finish(q, head, request.status_byte, status_of(io), slot.written if io.status >= 0 else 1)
-        release_block(q, slot)
+        release_slot(q, slot)
         return True
     slot.status_byte = request.status_byte
     slot.head = head
     slot.generation = q.table.generation
     q.head_busy[head] = 1
-    q.free = slot.next
     q.inflight += 1
     return True
 
@@ -217,11 +203,13 @@ cdef inline uint8_t status_of(const io_t* io) noexcept nogil:
     return VIRTIO_BLK_S_UNSUPP if io.status == -EOPNOTSUPP else VIRTIO_BLK_S_IOERR
 
 
-cdef inline void release_block(blk_queue_t* q, slot_t* slot) noexcept nogil:
+cdef inline void release_slot(blk_queue_t* q, slot_t* slot) noexcept nogil:
     if slot.block != NULL:
         slot.block.next = q.reactor.blocks
         q.reactor.blocks = slot.block
         slot.block = NULL
+    slot.next = q.free
+    q.free = slot
 
 
 cdef int blk_done(io_t* io, void* context, uint64_t saved) noexcept nogil:
@@ -229,13 +217,11 @@ cdef int blk_done(io_t* io, void* context, uint64_t saved) noexcept nogil:
     cdef blk_queue_t* q = <blk_queue_t*>context
     cdef slot_t* slot = <slot_t*>io
     finish(q, slot.head, slot.status_byte, status_of(io), slot.written if io.status >= 0 else 1)
-    release_block(q, slot)
     q.head_busy[slot.head] = 0
     q.inflight -= 1
     if slot.generation != q.table.generation:
         q.old_inflight -= 1
-    slot.next = q.free
-    q.free = slot
+    release_slot(q, slot)
     reactor_mark_dirty(q.reactor, &q.source)
     return FRAME_DONE
 
@@ -322,6 +308,9 @@ cdef void act_table(message_t* message, void* reactor) noexcept nogil:
 cdef void act_notifiers(message_t* message, void* reactor) noexcept nogil:
     cdef blk_queue_t* q = <blk_queue_t*>message.target
     cdef int status = 0, kick = <int>message.argument[0]
+    if <int>message.argument[1] >= 0 and <int>message.argument[1] != q.call:
+        # What completed before may have rung nobody; one call too many does no harm.
+        reactor_notify(q.reactor, <int>message.argument[1])
     q.call = <int>message.argument[1]
     q.err = <int>message.argument[2]
     if kick != q.source.kick:
@@ -488,7 +477,7 @@ cdef class BlkQueue(EventOwner):
     def broken(self):
         if not self.raw.broken:
             return None
-        return FAULTS[self.raw.vq.fault].format(self.raw.vq.fault_value)
+        return fault_sentence(self.raw.vq.fault, self.raw.vq.fault_value)
 
     def counters(self):
         return QueueCounters(

@@ -22,7 +22,7 @@ cdef enum:
     POP_EMPTY = 1
     POP_BAD_RING = 2
 
-# Why a ring was given up; their sentences are in blk_queue.pyx.
+# Why a ring was given up; their sentences are in virtqueue.pyx.
 cdef enum:
     FAULT_NONE = 0
     FAULT_AVAIL_JUMP = 1
@@ -64,6 +64,8 @@ cdef struct virtqueue_t:
 cdef int virtqueue_walk(
     virtqueue_t* vq, const memtable_t* table, uint16_t head, chain_t* chain
 ) noexcept nogil
+
+cdef str fault_sentence(uint8_t fault, uint32_t value)
 
 cdef inline int virtqueue_bad(virtqueue_t* vq, uint8_t fault, uint32_t value) noexcept nogil:
     vq.fault = fault

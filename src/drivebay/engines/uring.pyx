@@ -290,13 +290,13 @@ cdef void act_enable(message_t* message, void* reactor) noexcept nogil:
     cdef long status = syscall(
         SYS_io_uring_register, uring.ring, IORING_REGISTER_ENABLE_RINGS, NULL, 0
     )
-    if status == 0 and message.argument[1]:
+    CHECK(status == 0)
+    if message.argument[1]:
         # Best effort: without it the kernel's workers may share the reactor's core.
         syscall(SYS_io_uring_register, uring.ring, IORING_REGISTER_IOWQ_AFF,
                 <void*>message.argument[0], message.argument[1])
-    if status == 0:
-        status = reactor_add_engine(<reactor_t*>reactor, &uring.engine)
-    message_answer(message, status)
+    reactor_add_engine(<reactor_t*>reactor, &uring.engine)
+    message_answer(message, 0)
 
 
 cdef bytearray worker_cores(int reactor_core):
@@ -368,7 +368,7 @@ cdef class UringEngine:
         return 0
 
     def enable(self, Reactor reactor):
-        """Hand the ring to its reactor; answers with 0 or -errno."""
+        """Hand the ring to its reactor."""
         cores = worker_cores(reactor.core)
         cdef uint8_t[::1] view
         if not cores:

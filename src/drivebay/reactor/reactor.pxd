@@ -41,6 +41,7 @@ cdef struct engine_t:
     int fd                  # readable when armed and completions wait; -1: none
     uint32_t unflushed
     uint32_t inflight
+    uint8_t watched         # its descriptor wakes the reactor
 
 cdef enum:
     REACTOR_MAX_ENGINES = 16
@@ -88,7 +89,7 @@ cdef int reactor_attach(reactor_t* reactor, source_t* source) noexcept nogil    
 cdef void reactor_wake(reactor_t* reactor, source_t* source) noexcept nogil
 cdef void reactor_detach(reactor_t* reactor, source_t* source) noexcept nogil
 cdef int reactor_rewatch(reactor_t* reactor, source_t* source, int kick) noexcept nogil
-cdef int reactor_add_engine(reactor_t* reactor, engine_t* engine) noexcept nogil
+cdef void reactor_add_engine(reactor_t* reactor, engine_t* engine) noexcept nogil
 cdef void reactor_notify(reactor_t* reactor, int call) noexcept nogil
 
 cdef inline void reactor_mark_dirty(reactor_t* reactor, source_t* source) noexcept nogil:

@@ -8,7 +8,7 @@ mailbox's doorbell wake it. A turn serves messages, sources, engines, and then
 publishes what completed.
 """
 
-from libc.errno cimport EINTR, ENOSPC, errno
+from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
@@ -152,17 +152,13 @@ cdef void arm_source(reactor_t* reactor, source_t* source) noexcept nogil:
 
 # --- engines -------------------------------------------------------------------------------
 
-cdef int reactor_add_engine(reactor_t* reactor, engine_t* engine) noexcept nogil:
-    cdef int status
-    if reactor.engine_count == REACTOR_MAX_ENGINES:
-        return -ENOSPC
-    if engine.fd >= 0:
-        status = watch(reactor.epoll, engine.fd, engine, WATCH_ENGINE)
-        if status != 0:
-            return status
+cdef void reactor_add_engine(reactor_t* reactor, engine_t* engine) noexcept nogil:
+    """Cannot fail: an engine that epoll will not watch is polled while it has I/O."""
+    CHECK(reactor.engine_count < REACTOR_MAX_ENGINES)
+    engine.watched = (
+        engine.fd >= 0 and watch(reactor.epoll, engine.fd, engine, WATCH_ENGINE) == 0)
     reactor.engines[reactor.engine_count] = engine
     reactor.engine_count += 1
-    return 0
 
 
 # --- one turn ------------------------------------------------------------------------------
@@ -264,7 +260,7 @@ cdef bint engines_busy(reactor_t* reactor) noexcept nogil:
     for i in range(reactor.engine_count):
         if reactor.engines[i].unflushed:
             return True
-        if reactor.engines[i].inflight and reactor.engines[i].fd < 0:
+        if reactor.engines[i].inflight and not reactor.engines[i].watched:
             return True
     return False
 
@@ -273,7 +269,7 @@ cdef bint arm_engines(reactor_t* reactor, bint armed) noexcept nogil:
     cdef uint32_t i
     cdef bint pending = False
     for i in range(reactor.engine_count):
-        if reactor.engines[i].inflight and reactor.engines[i].fd >= 0:
+        if reactor.engines[i].inflight and reactor.engines[i].watched:
             pending |= reactor.engines[i].arm(reactor.engines[i], armed)
     return pending
 
