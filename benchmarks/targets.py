@@ -22,7 +22,8 @@ from drivebay.errors import DrivebayError, HostError
 from drivebay.rpc.client import Client
 
 TARGET_CORE = 0
-DISK_BYTES = 512 << 20
+DISK_BYTES = 64 << 20
+DIRECT_BYTES = 512 << 20
 START_LIMIT_S = 20.0
 
 
@@ -154,12 +155,12 @@ def running(targets: list[Target]) -> Iterator[None]:
             target.stop()
 
 
-def make_file(path: Path) -> Path:
+def make_file(path: Path, size: int = DISK_BYTES) -> Path:
     """A file whose every block is written, so that no hole makes reads cheaper."""
     path.parent.mkdir(parents=True, exist_ok=True)
     chunk = os.urandom(1 << 20)
     with path.open("wb") as file:
-        for _ in range(DISK_BYTES >> 20):
+        for _ in range(size >> 20):
             file.write(chunk)
         os.fsync(file.fileno())
     return path

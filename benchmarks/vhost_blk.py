@@ -21,6 +21,7 @@ from typing import Any
 
 from chart import write_chart
 from targets import (
+    DIRECT_BYTES,
     DISK_BYTES,
     Target,
     add_disk,
@@ -69,13 +70,13 @@ def prepare(folder: Path, disk: Path) -> tuple[Target, Target]:
     files = {
         "malloc": make_file(memory / f"drivebay-bench-{os.getpid()}-a"),
         "file hot": make_file(memory / f"drivebay-bench-{os.getpid()}-b"),
-        "file direct": make_file(disk / "bench-qemu.img"),
+        "file direct": make_file(disk / "bench-qemu.img", DIRECT_BYTES),
     }
     add_disk(client, ours, "null", "bdev_null_create", num_blocks=blocks)
     add_disk(client, ours, "malloc", "bdev_malloc_create", num_blocks=blocks)
     hot = make_file(memory / f"drivebay-bench-{os.getpid()}-c")
     add_disk(client, ours, "file hot", "bdev_uring_create", filename=str(hot))
-    direct = make_file(disk / "bench-drivebay.img")
+    direct = make_file(disk / "bench-drivebay.img", DIRECT_BYTES)
     add_disk(client, ours, "file direct", "bdev_aio_create", filename=str(direct))
     return ours, storage_daemon(folder / "qsd", files)
 

@@ -43,7 +43,6 @@ cdef struct blk_queue_t:
     uint8_t write_through
     int32_t call            # eventfd, or -1
     int32_t err             # eventfd for a broken ring, or -1
-    uint32_t inflight
     uint32_t old_inflight   # of those, translated with an older table
     uint32_t gather_below   # ticks a request: wait for more when cheaper
     uint32_t cost           # ticks a request in the last poll

@@ -191,7 +191,7 @@ cdef bint submit(blk_queue_t* q, uint16_t head, request_t* request, uint64_t* by
     slot.head = head
     slot.generation = q.table.generation
     q.head_busy[head] = 1
-    q.inflight += 1
+    q.source.inflight += 1
     return True
 
 
@@ -218,7 +218,7 @@ cdef int blk_done(io_t* io, void* context, uint64_t saved) noexcept nogil:
     cdef slot_t* slot = <slot_t*>io
     finish(q, slot.head, slot.status_byte, status_of(io), slot.written if io.status >= 0 else 1)
     q.head_busy[slot.head] = 0
-    q.inflight -= 1
+    q.source.inflight -= 1
     if slot.generation != q.table.generation:
         q.old_inflight -= 1
     release_slot(q, slot)
@@ -239,7 +239,7 @@ cdef void blk_queue_publish(source_t* source, reactor_t* reactor) noexcept nogil
     if q.switching != NULL and q.old_inflight == 0:
         message_answer(q.switching, 0)
         q.switching = NULL
-    if q.stopping != NULL and q.inflight == 0:
+    if q.stopping != NULL and q.source.inflight == 0:
         stop_now(q)
 
 
@@ -277,7 +277,7 @@ cdef void act_stop(message_t* message, void* reactor) noexcept nogil:
     cdef blk_queue_t* q = <blk_queue_t*>message.target
     q.stopping = message
     # What completed earlier in this turn is published first, and that answers then.
-    if q.inflight == 0 and not q.source.dirty:
+    if q.source.inflight == 0 and not q.source.dirty:
         stop_now(q)
 
 
@@ -294,7 +294,7 @@ cdef void act_table(message_t* message, void* reactor) noexcept nogil:
     """argument: the table, then host addresses of desc, avail and used in it."""
     cdef blk_queue_t* q = <blk_queue_t*>message.target
     if q.table != <const memtable_t*>message.argument[0]:
-        q.old_inflight = q.inflight
+        q.old_inflight = q.source.inflight
     q.table = <const memtable_t*>message.argument[0]
     q.vq.desc = <virtq_desc*>message.argument[1]
     q.vq.avail = <virtq_avail*>message.argument[2]
@@ -482,4 +482,4 @@ cdef class BlkQueue(EventOwner):
     def counters(self):
         return QueueCounters(
             load_relaxed_u64(&self.raw.requests), load_relaxed_u64(&self.raw.notifications),
-            load_relaxed_u64(&self.raw.bad_requests), load_relaxed_u32(&self.raw.inflight))
+            load_relaxed_u64(&self.raw.bad_requests), load_relaxed_u32(&self.raw.source.inflight))

@@ -8,6 +8,7 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from drivebay.reactor.io cimport iovec_block_t
 from drivebay.reactor.mailbox cimport Answer, ControlMailbox, act_fn, mailbox_t, message_t
+from drivebay.reactor.pacing cimport pacing_t
 
 cdef enum:
     SOURCE_DETACHED = 0
@@ -26,6 +27,7 @@ cdef struct source_t:
     void (*disarm)(source_t* source) noexcept nogil
     void (*publish)(source_t* source, reactor_t* reactor) noexcept nogil
     uint64_t last_work      # tick
+    uint32_t inflight       # requests whose completion will bring the next ones
     int kick                # eventfd, or -1: never armed
     uint8_t state
     uint8_t dirty           # has completions that are not published yet
@@ -60,7 +62,7 @@ cdef enum:
 
 cdef struct reactor_t:
     uint64_t now            # tick of this turn
-    uint64_t window         # ticks of polling after the last work
+    pacing_t pacing
     source_t* hot           # first and last, in the order of serving
     source_t* hot_last
     source_t* dirty

@@ -11,24 +11,21 @@ publishes what completed.
 from libc.errno cimport EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from posix.mman cimport (
-    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
-)
+    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap)
 from posix.unistd cimport close, write
 
 from drivebay.memory.platform cimport (
     CHECK, cpu_pause, fence_seq_cst, load_acquire_ptr, load_acquire_u32, load_relaxed_u32,
-    load_relaxed_u64, store_release_u32, tsc_read,
-)
+    load_relaxed_u64, store_release_u32, tsc_read)
 from drivebay.reactor.clock cimport ticks_per_second
 from drivebay.reactor.io cimport iovec, iovec_block_t
 from drivebay.reactor.mailbox cimport (
     Answer, ControlMailbox, act_fn, mailbox_close, mailbox_open, mailbox_take, message_answer,
-    message_t,
-)
+    message_t)
+from drivebay.reactor.pacing cimport pacing_learn, pacing_nap, pacing_set
 from drivebay.reactor.watch cimport (
     EPOLL_CLOEXEC, WATCH_ENGINE, WATCH_MAILBOX, WATCH_MASK, WATCH_SOURCE, epoll_create1,
-    epoll_event, epoll_wait, unwatch, watch,
-)
+    epoll_event, epoll_wait, unwatch, watch)
 
 import os
 import signal
@@ -45,7 +42,7 @@ cdef extern from "<sys/prctl.h>" nogil:
     int PR_SET_NAME
     int prctl(int option, const char* name)
 
-DEF_POLL_US = 50
+DEF_POLL_US = 100
 
 cdef enum:
     LOOK_EVENTS = 64
@@ -176,6 +173,13 @@ cdef int run_messages(reactor_t* reactor) noexcept nogil:
     return count
 
 
+cdef inline bint is_resting(const reactor_t* reactor, const source_t* source) noexcept nogil:
+    """No work for the window; while requests are in flight, no work anywhere for so long."""
+    if source.kick < 0 or reactor.now - source.last_work <= reactor.pacing.window:
+        return False
+    return not source.inflight or reactor.now - reactor.last_work > reactor.pacing.window
+
+
 cdef int serve_sources(reactor_t* reactor) noexcept nogil:
     """Poll each HOT source once; arm those that had no work for the window."""
     cdef source_t* source = reactor.hot
@@ -191,7 +195,7 @@ cdef int serve_sources(reactor_t* reactor) noexcept nogil:
         if done:
             source.last_work = reactor.now
             work += done
-        elif source.kick >= 0 and reactor.now - source.last_work > reactor.window:
+        elif is_resting(reactor, source):
             arm_source(reactor, source)
         source = following
     if greedy != NULL:
@@ -290,22 +294,29 @@ cdef void reactor_run(reactor_t* reactor) noexcept nogil:
     """Until a stop message."""
     cdef uint64_t before, after
     cdef int work
+    cdef bint polling = False       # the last turns found nothing, and none slept
     reactor.running = 1
     reactor.now = tsc_read()
     while not reactor.stopping:
         before = reactor.now
         work = reactor_turn(reactor)
         after = tsc_read()
+        reactor.now = after
         if work:
+            if polling:
+                pacing_learn(&reactor.pacing, before - reactor.last_work)
+            polling = False
             reactor.busy += after - before
             reactor.last_work = after
         else:
+            polling = True
             reactor.idle += after - before
-        reactor.now = after
         if reactor.hot == NULL and not engines_busy(reactor) and not work and (
-            after - reactor.last_work > reactor.window or not engines_inflight(reactor)
+            after - reactor.last_work > reactor.pacing.window or not engines_inflight(reactor)
         ):
+            pacing_nap(&reactor.pacing)
             reactor_sleep(reactor)
+            polling = False
             reactor.now = tsc_read()
             reactor.idle += reactor.now - after
         elif after >= reactor.next_look:
@@ -397,10 +408,7 @@ cdef class Reactor:
 
     cdef void set_rate(self, uint64_t ticks) noexcept:
         self.raw.look_every = ticks * LOOK_EVERY_US // 1_000_000
-        if self.poll_us < 0:
-            self.raw.window = <uint64_t>-1
-        else:
-            self.raw.window = ticks * <uint64_t>self.poll_us // 1_000_000
+        pacing_set(&self.raw.pacing, ticks, self.poll_us)
 
     cdef Answer ask(self, act_fn act, void* target, object keep,
                     uint64_t a=0, uint64_t b=0, uint64_t c=0, uint64_t d=0):
