@@ -36,6 +36,7 @@ class Target:
     sockets: dict[str, Path]  # workload -> socket
     log: Path
     process: subprocess.Popen[bytes] | None = field(default=None)
+    client: Client | None = field(default=None)  # of ours, to ask how busy it is
 
     def start(self) -> None:
         with self.log.open("wb") as log:
@@ -61,6 +62,12 @@ class Target:
         assert self.process is not None
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def busy_seconds(self) -> float:
+        """What our reactors call work: polling in vain is not in it. Ours only."""
+        assert self.client is not None
+        found = self.client.call("framework_get_reactors")
+        return float(sum(r["busy"] for r in found["reactors"]) / found["tick_rate"])
 
     def resident_bytes(self) -> int:
         assert self.process is not None

@@ -52,6 +52,7 @@ class Row:
     depth: int
     iops: list[float]
     cpu_ns: list[float]  # target CPU time per request, at a fixed rate; depth 32 only
+    busy_ns: list[float]  # the same without polling in vain; ours only
     features: list[str]
     write_cache: bool
 
@@ -64,7 +65,7 @@ def prepare(folder: Path, disk: Path) -> tuple[Target, Target]:
     """Ours and QEMU's, with the same four disks; ours is started to be given them."""
     ours = drivebay(folder / "ours")
     ours.start()
-    client = wait_for_rpc(folder / "ours")
+    client = ours.client = wait_for_rpc(folder / "ours")
     blocks = DISK_BYTES // 512
     memory = Path("/dev/shm")
     files = {
@@ -82,8 +83,11 @@ def prepare(folder: Path, disk: Path) -> tuple[Target, Target]:
 
 
 def load(target: Target, workload: str, rw: str, depth: int, **more: Any) -> LoadResult:
+    # Both sides acknowledge writes alike: a null disk has no cache, the others write back.
+    cache = None if workload == "null" else True
+    socket, kind = str(target.sockets[workload]), Workload(rw)
     return run_load(
-        LoadParams(str(target.sockets[workload]), Workload(rw), depth=depth, core=LOAD_CORE, **more)
+        LoadParams(socket, kind, depth=depth, core=LOAD_CORE, write_cache=cache, **more)
     )
 
 
@@ -101,7 +105,7 @@ def measure_one(
     targets: list[Target], workload: str, rw: str, depth: int, options: argparse.Namespace
 ) -> list[Row]:
     having = [target for target in targets if workload in target.sockets]
-    found = {t.name: Row(t.name, workload, rw, depth, [], [], [], False) for t in having}
+    found = {t.name: Row(t.name, workload, rw, depth, [], [], [], [], False) for t in having}
     for _ in range(options.repeat):
         for target in having:
             result = load(target, workload, rw, depth, runtime_s=options.runtime)
@@ -112,22 +116,38 @@ def measure_one(
         rate = 0.5 * min(row.median for row in found.values())
         for _ in range(options.repeat):
             for target in having:
-                before = target.cpu_seconds()
+                before, busy = target.cpu_seconds(), busy_seconds(target)
                 result = load(target, workload, rw, depth, runtime_s=options.runtime, rate=rate)
                 used = target.cpu_seconds() - before
                 done = result.reads + result.writes
                 found[target.name].cpu_ns.append(used / done * 1e9)
+                if target.client is not None:
+                    worked = busy_seconds(target) - busy
+                    found[target.name].busy_ns.append(worked / done * 1e9)
     for row in found.values():
         print(describe(row), flush=True)
     return list(found.values())
 
 
+def busy_seconds(target: Target) -> float:
+    return target.busy_seconds() if target.client is not None else 0.0
+
+
 def describe(row: Row) -> str:
-    cost = f"  {statistics.median(row.cpu_ns):7,.0f} ns CPU" if row.cpu_ns else ""
     return (
-        f"{row.workload:12} {row.rw:10} {row.depth:4}  {row.target:20} {row.median / 1000:9,.0f}k "
-        f"({min(row.iops) / 1000:,.0f}-{max(row.iops) / 1000:,.0f}){cost}"
+        f"{row.workload:12} {row.rw:10} {row.depth:4}  {row.target:20} {spread(row)}  {cost(row)}"
     )
+
+
+def spread(row: Row) -> str:
+    return f"{row.median / 1000:,.0f} ({min(row.iops) / 1000:,.0f} to {max(row.iops) / 1000:,.0f})"
+
+
+def cost(row: Row) -> str:
+    if not row.cpu_ns:
+        return ""
+    busy = f", {statistics.median(row.busy_ns):,.0f} busy" if row.busy_ns else ""
+    return f"{statistics.median(row.cpu_ns):,.0f} ns{busy}"
 
 
 def resting(folder: Path, seconds: float) -> dict[str, float]:
@@ -156,18 +176,23 @@ def resting(folder: Path, seconds: float) -> dict[str, float]:
     }
 
 
-def ratio_table(rows: list[Row], base: str = "drivebay") -> str:
-    """Markdown: ours against each other target, line by line."""
-    lines = ["| workload | depth | target | thousand a second, median (min-max) | ours is |"]
-    lines.append("|---|---|---|---|---|")
+def ratio_tables(rows: list[Row], base: str = "drivebay") -> str:
+    """Markdown, one table for each other target: throughput, ratio, cost."""
     ours = {(r.workload, r.rw, r.depth): r for r in rows if r.target == base}
-    for row in rows:
-        mine = ours[(row.workload, row.rw, row.depth)]
-        ratio = "" if row is mine else f"{mine.median / row.median:.2f} times"
-        lines.append(
-            f"| {row.workload}, {row.rw} | {row.depth} | {row.target} | {row.median / 1000:,.0f} "
-            f"({min(row.iops) / 1000:,.0f}-{max(row.iops) / 1000:,.0f}) | {ratio} |"
-        )
+    lines = []
+    for name in dict.fromkeys(row.target for row in rows if row.target != base):
+        lines.append(f"| 4 KiB, thousand a second | depth | {base} | {name} | ratio | CPU each |")
+        lines.append("|---|---|---|---|---|---|")
+        for row in rows:
+            mine = ours.get((row.workload, row.rw, row.depth))
+            if row.target != name or mine is None:
+                continue
+            costs = f"{cost(mine)} / {cost(row)}" if row.cpu_ns else ""
+            lines.append(
+                f"| {row.workload}, {row.rw} | {row.depth} | {spread(mine)} | {spread(row)} "
+                f"| {mine.median / row.median:.1f} | {costs} |"
+            )
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -214,7 +239,7 @@ def main() -> None:
 
 
 def report(rows: list[Row], rest: dict[str, float], options: argparse.Namespace) -> None:
-    print("\n" + ratio_table(rows) + "\n")
+    print("\n" + ratio_tables(rows) + "\n")
     for key, value in rest.items():
         print(f"{key:32} {value:8.2f}")
     for target in dict.fromkeys(row.target for row in rows):

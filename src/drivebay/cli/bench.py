@@ -103,6 +103,11 @@ def build_parser() -> Parser:
         "--core", type=int, metavar="N", help="core of the load's thread (default: the last one)"
     )
     parser.add_argument(
+        "--write-cache",
+        choices=["on", "off"],
+        help="ask for write-back or write-through (default: as the target has it)",
+    )
+    parser.add_argument(
         "--hugepages", action="store_true", help="keep the buffers in free 2 MiB huge pages"
     )
     add_json_option(parser)
@@ -160,6 +165,7 @@ def _params(found: argparse.Namespace) -> LoadParams:
         verify=found.verify,
         core=found.core,
         hugepages=found.hugepages,
+        write_cache=None if found.write_cache is None else found.write_cache == "on",
     )
 
 

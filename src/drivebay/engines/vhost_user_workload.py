@@ -75,6 +75,7 @@ class LoadParams:
     verify: bool = False
     core: int | None = None  # None: the last one that this process may use
     hugepages: bool = False
+    write_cache: bool | None = None  # None: as the target has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +159,8 @@ def run_load(params: LoadParams) -> LoadResult:
         slot_bytes=params.block_bytes,
         hugepages=params.hugepages,
     ) as disk:
+        if params.write_cache is not None:
+            disk.set_write_cache(params.write_cache)
         return _Run(disk, params, core).measure()
 
 
