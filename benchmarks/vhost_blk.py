@@ -200,6 +200,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--runtime", type=float, default=3.0, help="seconds of one measurement")
     parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--name", default="vhost_blk", help="of the files in benchmarks/results")
     parser.add_argument("--quick", action="store_true", help="3 repetitions of half a second")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--depths", nargs="+", type=int, default=list(DEPTHS))
@@ -257,9 +258,9 @@ def report(rows: list[Row], rest: dict[str, float], options: argparse.Namespace)
         "rows": [asdict(row) for row in rows],
         "resting": rest,
     }
-    (RESULTS / "vhost_blk.json").write_text(json.dumps(found, indent=1) + "\n")
-    write_chart(RESULTS / "vhost_blk.svg", rows)
-    print(f"\nwritten: {RESULTS / 'vhost_blk.json'} and vhost_blk.svg")
+    (RESULTS / f"{options.name}.json").write_text(json.dumps(found, indent=1) + "\n")
+    write_chart(RESULTS / f"{options.name}.svg", rows)
+    print(f"\nwritten: {RESULTS / options.name}.json and .svg")
 
 
 if __name__ == "__main__":

@@ -67,6 +67,7 @@ cdef extern from "<linux/fs.h>" nogil:
 
 cdef enum:
     ENTRIES = 256
+    SUBMIT_AT_ONCE = 8          # the kernel holds a call's requests back until it has them all
     COMPLETIONS = 4096
     IOVECS_A_CALL = 1024        # IOV_MAX of the kernel
     CALL_BYTES = 2097152        # what one operation moves; the rest is another one
@@ -190,7 +191,7 @@ cdef void uring_flush(engine_t* engine, reactor_t* reactor) noexcept nogil:
     while engine.unflushed:
         refill(uring)
         store_release_u32(uring.sq_tail, uring.tail)
-        ready = uring.tail - load_acquire_u32(uring.sq_head)
+        ready = min(uring.tail - load_acquire_u32(uring.sq_head), <uint32_t>SUBMIT_AT_ONCE)
         if ready == 0:
             break
         taken = syscall(SYS_io_uring_enter, uring.ring, ready, 0, IORING_ENTER_GETEVENTS, NULL, 0)
