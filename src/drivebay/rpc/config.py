@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from drivebay.errors import HostError, UsageError
 from drivebay.rpc.jsonrpc import RpcError
+from drivebay.rpc.lacking import lacking_part
 from drivebay.rpc.schema import RUNTIME, STARTUP
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ __all__ = [
     "SUBSYSTEMS",
     "Entry",
     "Replay",
-    "lacking_part",
     "read_config",
     "saved_config",
     "subsystem_config",
@@ -51,35 +51,6 @@ SUBSYSTEMS: Final[dict[str, tuple[str, ...]]] = {
     "accel": ("iobuf",),
     "bdev": ("accel", "sock", "iobuf"),
     "vhost_blk": ("bdev",),
-}
-
-# Beginnings of SPDK's methods for parts that this version lacks.
-_LACKING: Final = {
-    "bdev_lvol_": "the logical volume store",
-    "bdev_raid_": "RAID",
-    "bdev_nvme_": "the NVMe driver",
-    "bdev_virtio_": "the virtio initiator",
-    "bdev_split_": "the split module",
-    "bdev_passthru_": "the passthru module",
-    "bdev_delay_": "the delay module",
-    "bdev_error_": "the error module",
-    "bdev_crypto_": "the crypto module",
-    "bdev_rbd_": "Ceph RBD",
-    "bdev_iscsi_": "the iSCSI initiator",
-    "bdev_ftl_": "FTL",
-    "bdev_zone_": "the zone module",
-    "bdev_set_qos_limit": "limiting a bdev (QoS)",
-    "vhost_controller_set_coalescing": "coalescing of notifications",
-    "vhost_create_scsi": "vhost-scsi",
-    "vhost_start_scsi": "vhost-scsi",
-    "vhost_scsi_": "vhost-scsi",
-    "nvmf_": "the NVMe-oF target",
-    "iscsi_": "the iSCSI target",
-    "nbd_": "NBD",
-    "ublk_": "ublk",
-    "vfu_": "vfio-user",
-    "fsdev_": "sharing file systems",
-    "keyring_": "the key ring",
 }
 
 
@@ -243,12 +214,6 @@ class Replay:
                 raise UsageError(sentence, hint=hint) from error
             _log.warning("%s", sentence)
             self._dispatcher.target.unloaded.append(entry)
-
-
-def lacking_part(method: str) -> str | None:
-    """A sentence about the part of SPDK that a method belongs to and this version lacks."""
-    part = next((part for start, part in _LACKING.items() if method.startswith(start)), None)
-    return f"{part} is not part of this version" if part else None
 
 
 def _explain(error: RpcError) -> str:

@@ -14,7 +14,6 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from drivebay.errors import DrivebayError, HostError
-from drivebay.rpc.config import lacking_part
 from drivebay.rpc.jsonrpc import (
     INTERNAL_ERROR,
     INVALID_REQUEST,
@@ -31,6 +30,7 @@ from drivebay.rpc.jsonrpc import (
     encode_result,
     parse_request,
 )
+from drivebay.rpc.lacking import lacking_part
 from drivebay.rpc.methods import all_methods
 from drivebay.rpc.schema import RUNTIME, STARTUP, Method, rpc_error_of
 
