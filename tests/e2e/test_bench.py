@@ -230,7 +230,14 @@ def test_a_read_only_disk_is_not_written(tmp_path: Path) -> None:
 def running_load(daemon: Daemon) -> subprocess.Popen[str]:
     """`drivebay bench` for an hour, as soon as it has a session."""
     command = [*BENCH, "bench", daemon.socket, "--runtime", "3600"]
-    load = subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    load = subprocess.Popen(
+        command,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A runner started in the background ignores Ctrl-C, and its children would too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     deadline = time.monotonic() + 30
     while not is_loading(load.pid):
         assert load.poll() is None, load.communicate()
