@@ -48,6 +48,70 @@ struct virtq_used {
 };
 _Static_assert(sizeof(struct virtq_used) == 4, "virtio 1.3 §2.7.8");
 
+/* virtio 1.3 §2.8.6: one descriptor of a packed ring, made available and used in place. */
+struct virtq_packed_desc {
+    le64 addr; /* guest-physical */
+    le32 len;
+    le16 id;
+    le16 flags;
+};
+_Static_assert(sizeof(struct virtq_packed_desc) == 16, "virtio 1.3 §2.8.6");
+
+/* virtio 1.3 §2.8.10: when one side of a packed ring wants to hear of the other. */
+struct virtq_packed_event {
+    le16 off_wrap;
+    le16 flags;
+};
+_Static_assert(sizeof(struct virtq_packed_event) == 4, "virtio 1.3 §2.8.10");
+
+/* vhost-user, "Inflight I/O tracking": what a front end keeps of a split queue
+ * while its back end is away. */
+struct virtq_inflight_split_entry {
+    uint8_t inflight;
+    uint8_t padding[5];
+    uint16_t next;
+    uint64_t counter;
+};
+struct virtq_inflight_split {
+    uint64_t features;
+    uint16_t version; /* 0: new */
+    uint16_t desc_num;
+    uint16_t last_batch_head;
+    uint16_t used_idx;
+    struct virtq_inflight_split_entry desc[];
+};
+_Static_assert(sizeof(struct virtq_inflight_split_entry) == 16, "vhost-user, inflight, split");
+_Static_assert(sizeof(struct virtq_inflight_split) == 16, "vhost-user, inflight, split");
+
+/* The same of a packed queue; the descriptors are kept too, as the ring's get overwritten. */
+struct virtq_inflight_packed_entry {
+    uint8_t inflight;
+    uint8_t padding;
+    uint16_t next;
+    uint16_t last;
+    uint16_t num;
+    uint64_t counter;
+    uint16_t id;
+    uint16_t flags;
+    uint32_t len;
+    uint64_t addr;
+};
+struct virtq_inflight_packed {
+    uint64_t features;
+    uint16_t version;
+    uint16_t desc_num;
+    uint16_t free_head;
+    uint16_t old_free_head;
+    uint16_t used_idx;
+    uint16_t old_used_idx;
+    uint8_t used_wrap_counter;
+    uint8_t old_used_wrap_counter;
+    uint8_t padding[10];
+    struct virtq_inflight_packed_entry desc[];
+};
+_Static_assert(sizeof(struct virtq_inflight_packed_entry) == 32, "vhost-user, inflight, packed");
+_Static_assert(sizeof(struct virtq_inflight_packed) == 32, "vhost-user, inflight, packed");
+
 /* virtio 1.3 §5.2.6: what every block request begins with. */
 struct virtio_blk_req_header {
     le32 type;
