@@ -131,7 +131,7 @@ class FakeQueue:
         self.table = table
         self.terms = terms
         self.index: int = terms["index"]
-        self.stop_at: int = terms["next_avail"]
+        self.stop_at: int = terms["base"]
         self.calls: list[str] = []
         self.enabled: bool | None = None
         self.write_through: bool = terms["write_through"]

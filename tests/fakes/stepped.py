@@ -137,7 +137,7 @@ class Machine:
             desc=memory.user_addr(ring.desc),
             avail=memory.user_addr(ring.avail),
             used=memory.user_addr(ring.used),
-            next_avail=ring.start & 0xFFFF,
+            base=ring.start & 0xFFFF,
             features=self.features,
             readonly=self.readonly,
             write_through=self.write_through,

@@ -156,7 +156,7 @@ def test_get_vring_base_stops_the_ring_and_tells_where(
     with ready(serving, memory) as front:
         fds = start_ring(front, memory, base=65530)
         (queue,) = serving.plane.queues
-        assert queue.terms["next_avail"] == 65530
+        assert queue.terms["base"] == 65530
         queue.stop_at = 7  # it ran on, and wrapped
         assert front.get_vring_base(0) == 7
         assert not queue.running
@@ -171,7 +171,7 @@ def test_get_vring_base_never_resets_the_index(serving: Serving, memory: GuestMe
         assert front.get_vring_base(0) == 123
         assert front.get_vring_base(0) == 123
         front.set_vring_kick(0, fds[0])
-        assert serving.plane.queues[1].terms["next_avail"] == 123
+        assert serving.plane.queues[1].terms["base"] == 123
         close(fds)
 
 
@@ -305,7 +305,7 @@ def test_a_ring_whose_memory_goes_away_goes_on_when_it_is_back(
         front.add_mem_reg(memory.regions[0])
         assert serving.plane.queues[1].running
         assert serving.plane.queues[1].enabled is True
-        assert serving.plane.queues[1].terms["next_avail"] == 55
+        assert serving.plane.queues[1].terms["base"] == 55
         close(fds)
 
 
@@ -391,7 +391,7 @@ def test_status_0_stops_the_rings_and_forgets_no_index(
         front.set_vring_base(0, 1234)
         front.set_vring_kick(0, fds[0])
         front.set_vring_enable(0)
-        assert serving.plane.queues[1].terms["next_avail"] == 1234
+        assert serving.plane.queues[1].terms["base"] == 1234
         close(fds)
 
 

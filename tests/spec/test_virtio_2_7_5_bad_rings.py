@@ -142,7 +142,7 @@ def make(machine: Machine, **changes: int) -> BlkQueue:
         machine.channel,
         machine.table,
         index=9,
-        next_avail=0,
+        base=0,
         features=machine.features,
         readonly=False,
         write_through=False,

@@ -1,58 +1,11 @@
-"""One virtqueue of a virtio-blk device: from the ring to the bdev and back.
+"""The Python door of one virtqueue of a virtio-blk device. Context: control."""
 
-Context: reactor, one owner a queue; control reaches it by messages only.
-"""
+from libc.stdint cimport uint64_t
 
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
-
-from drivebay.bdev.base cimport Channel, channel_t
-from drivebay.dataplane.blk_request cimport disk_t
-from drivebay.dataplane.virtqueue cimport chain_t, virtqueue_t
-from drivebay.memory.guest_memory cimport MemoryTable, memtable_t
-from drivebay.reactor.io cimport IO_INLINE_IOVECS, io_t, iovec, iovec_block_t
-from drivebay.reactor.mailbox cimport Answer, EventOwner, act_fn, event_t, message_t
-from drivebay.reactor.reactor cimport reactor_t, source_t
-from drivebay.wire.virtio_blk cimport VIRTIO_BLK_ID_BYTES
-
-cdef enum:
-    SLOT_BYTES = 512        # at most; also the distance between slots
-
-# A request in flight. io is first: its completion finds the slot by it.
-cdef struct slot_t:
-    io_t io
-    iovec iov[IO_INLINE_IOVECS]
-    iovec_block_t* block    # borrowed for more buffers than fit inline
-    slot_t* next
-    uint8_t* status_byte
-    uint32_t generation     # of the memory table it was translated with
-    uint32_t written        # used length if it succeeds
-    uint16_t head
-
-cdef struct blk_queue_t:
-    source_t source         # first: the reactor knows only this
-    virtqueue_t vq
-    channel_t* channel
-    reactor_t* reactor
-    const memtable_t* table
-    chain_t* chain          # scratch of the poll
-    slot_t* free            # last in, first out: the warmest one
-    uint8_t* head_busy      # per head: in flight
-    disk_t disk
-    uint8_t enabled
-    uint8_t broken
-    uint8_t write_through
-    int32_t call            # eventfd, or -1
-    int32_t err             # eventfd for a broken ring, or -1
-    uint32_t old_inflight   # of those, translated with an older table
-    uint32_t gather_below   # ticks a request: wait for more when cheaper
-    uint32_t cost           # ticks a request in the last poll
-    message_t* stopping     # answered when inflight is 0
-    message_t* switching    # answered when old_inflight is 0
-    event_t event
-    uint64_t requests
-    uint64_t notifications
-    uint64_t bad_requests
-    uint8_t serial[VIRTIO_BLK_ID_BYTES]
+from drivebay.bdev.base cimport Channel
+from drivebay.dataplane.blk_service cimport blk_queue_t
+from drivebay.memory.guest_memory cimport MemoryTable
+from drivebay.reactor.mailbox cimport Answer, EventOwner, act_fn
 
 cdef class BlkQueue(EventOwner):
     cdef blk_queue_t raw

@@ -31,7 +31,7 @@ class BlkQueue:
         desc: int,
         avail: int,
         used: int,
-        next_avail: int,
+        base: int,
         features: int,
         readonly: bool,
         write_through: bool,
@@ -39,6 +39,9 @@ class BlkQueue:
         on_broken: Callable[[BlkQueue], None],
     ) -> None:
         """Bind the rings; ``desc``, ``avail``, ``used`` are front-end user addresses.
+
+        ``base`` is where to go on, as VHOST_USER_SET_VRING_BASE says it: the next avail
+        index, free-running in 16 bits.
 
         Raises: PeerError for a size or address that the specification forbids
         (virtio 1.3 §2.7), naming the value.
@@ -51,7 +54,7 @@ class BlkQueue:
         """
 
     def stop(self) -> Answer:
-        """Take nothing more and drain; answers with the next avail index (u16, free-running).
+        """Take nothing more and drain; answers with the base to go on from.
 
         Never reset by stopping (VHOST_USER_GET_VRING_BASE).
         """

@@ -1,38 +1,27 @@
-"""Serving a virtio-blk queue: take a batch, submit, fill, publish once, notify once.
+"""Control's side of a virtio-blk queue: the messages that start, stop and change it, and
+its Python door. What runs for each request is in blk_service.
 
-blk_queue_poll is the way in, blk_done the way back, blk_queue_publish what the
-guest sees. The act_* functions are how control starts, stops and changes a
-queue; the class at the end is its Python door.
+The act_* functions run on the reactor, the class in control.
 """
 
-from libc.errno cimport EOPNOTSUPP, errno
-from libc.stdint cimport UINT32_MAX, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.errno cimport errno
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap)
 
 from drivebay.bdev.base cimport Channel
-from drivebay.bdev.entry cimport bdev_submit
-from drivebay.dataplane.blk_request cimport (
-    PARSE_BAD, PARSE_ID, PARSE_SUBMIT, blk_request_parse, request_t)
-from drivebay.dataplane.virtqueue cimport (
-    FAULT_CALL_BLOCKED, FAULT_HEAD_TWICE, FAULT_WATCH, POP_CHAIN, fault_sentence, virtqueue_arm,
-    virtqueue_bad, virtqueue_disarm, virtqueue_fill, virtqueue_look, virtqueue_pop,
-    virtqueue_prefetch, virtqueue_publish, virtqueue_walk)
+from drivebay.dataplane.blk_service cimport (
+    EVENT_BROKEN, SLOT_BYTES, blk_queue_arm, blk_queue_break, blk_queue_disarm, blk_queue_end,
+    blk_queue_poll, blk_queue_publish, blk_queue_t, slot_t)
+from drivebay.dataplane.ring cimport FAULT_WATCH, chain_t, fault_sentence, virtqueue_bad
 from drivebay.memory.guest_memory cimport MemoryTable, memtable_t
-from drivebay.memory.platform cimport (
-    CHECK, cpu_pause, exchange_u32, load_relaxed_u32, load_relaxed_u64, tsc_read)
+from drivebay.memory.platform cimport CHECK, load_relaxed_u32, load_relaxed_u64
 from drivebay.reactor.clock cimport ticks_per_second
-from drivebay.reactor.io cimport (
-    FRAME_DONE, IO_FUA, IO_INLINE_IOVECS, IO_READ, IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE, io_push,
-    io_t, iovec)
-from drivebay.reactor.mailbox cimport (
-    Answer, act_fn, answered, event_raise, message_answer, message_t)
+from drivebay.reactor.mailbox cimport Answer, act_fn, answered, message_answer, message_t
 from drivebay.reactor.reactor cimport (
-    reactor_attach, reactor_detach, reactor_mark_dirty, reactor_notify, reactor_rewatch, reactor_t,
-    reactor_wake, source_t)
-from drivebay.wire.virtio_blk cimport (
-    VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP)
+    reactor_attach, reactor_notify, reactor_rewatch, reactor_t, reactor_wake)
+from drivebay.wire.virtio_blk cimport VIRTIO_BLK_ID_BYTES
 from drivebay.wire.virtio_ring cimport (
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VIRTQ_MAX_SIZE, virtq_avail, virtq_desc,
     virtq_used)
@@ -42,216 +31,7 @@ from typing import NamedTuple
 from drivebay.errors import HostError, PeerError, StateError
 
 cdef enum:
-    POLL_CHAINS = 32            # of one queue in one poll
-    POLL_COPY_BYTES = 262144    # the same, for bdevs that copy
-    GATHER_LOOKS = 3
     GATHER_BELOW_NS = 250       # a request cheaper than this is worth a wait for the next
-    EVENT_BROKEN = 1            # what an event of a queue says
-
-
-# --- the way in ----------------------------------------------------------------------------
-
-cdef void blk_queue_break(blk_queue_t* q) noexcept nogil:
-    """Give this queue up, and only this one; control logs why."""
-    q.broken = 1
-    event_raise(q.reactor.control, &q.event, EVENT_BROKEN)
-    if q.err >= 0:
-        reactor_notify(q.reactor, q.err)
-
-
-cdef inline bint is_serving(const blk_queue_t* q) noexcept nogil:
-    return q.enabled and not q.broken and q.stopping == NULL
-
-
-cdef inline void gather(blk_queue_t* q) noexcept nogil:
-    """Let a driver that is adding requests finish. Bound: GATHER_LOOKS.
-
-    A poll that takes one chain pays two transfers of cache lines between cores
-    for it; when a request costs less than that, waiting wins.
-    """
-    cdef int i
-    cdef uint16_t before
-    if q.cost > q.gather_below:
-        return
-    for i in range(GATHER_LOOKS):
-        before = q.vq.avail_seen
-        cpu_pause()
-        if virtqueue_look(&q.vq) != POP_CHAIN or (i and q.vq.avail_seen == before):
-            return
-
-
-cdef int blk_queue_poll(source_t* source, reactor_t* reactor) noexcept nogil:
-    """Serve one queue once. Bound: POLL_CHAINS or POLL_COPY_BYTES. Returns: chains taken."""
-    cdef blk_queue_t* q = <blk_queue_t*>source
-    cdef uint64_t bytes = 0
-    cdef int taken = 0, count
-    if not is_serving(q):
-        return 0
-    if virtqueue_look(&q.vq) == POP_CHAIN:
-        gather(q)
-    count = min(<uint16_t>(q.vq.avail_seen - q.vq.next_avail), <uint16_t>POLL_CHAINS)
-    if count > 2:
-        virtqueue_prefetch(&q.vq, count)
-    while taken < count and bytes < POLL_COPY_BYTES and not q.vq.fault:
-        if not take_chain(q, &bytes):
-            break
-        taken += 1
-    if taken:
-        blk_queue_publish(source, reactor)
-        q.requests += taken
-        q.cost = <uint32_t>((tsc_read() - reactor.now) // taken)
-    if q.vq.fault and not q.broken:
-        blk_queue_break(q)
-    return taken
-
-
-cdef bint take_chain(blk_queue_t* q, uint64_t* bytes) noexcept nogil:
-    """One chain from the ring to the bdev. False: the ring is bad, or must wait."""
-    cdef uint16_t head = 0
-    cdef request_t request
-    cdef int kind
-    if virtqueue_pop(&q.vq, &head) != POP_CHAIN:
-        return False
-    if q.head_busy[head]:
-        virtqueue_bad(&q.vq, FAULT_HEAD_TWICE, head)
-        return False
-    if virtqueue_walk(&q.vq, q.table, head, q.chain) != POP_CHAIN:
-        return False
-    kind = blk_request_parse(q.chain, &q.disk, &request)
-    if kind == PARSE_SUBMIT:
-        return submit(q, head, &request, bytes)
-    if kind == PARSE_BAD:
-        q.bad_requests += 1
-        virtqueue_fill(&q.vq, head, 0)
-    elif kind == PARSE_ID:
-        finish(q, head, request.status_byte, VIRTIO_BLK_S_OK, write_serial(q, &request) + 1)
-    else:
-        finish(q, head, request.status_byte, request.status, 1)
-    return True
-
-
-cdef inline void finish(
-    blk_queue_t* q, uint16_t head, uint8_t* status_byte, uint8_t status, uint32_t written
-) noexcept nogil:
-    status_byte[0] = status
-    virtqueue_fill(&q.vq, head, written)
-
-
-cdef uint32_t write_serial(blk_queue_t* q, request_t* request) noexcept nogil:
-    """virtio 1.3 §5.2.6: up to 20 bytes, NUL-padded, no terminator at 20."""
-    cdef uint32_t done = 0, i, part
-    for i in range(request.iov_count):
-        part = min(<uint32_t>min(<uint64_t>request.iov[i].iov_len, <uint64_t>VIRTIO_BLK_ID_BYTES),
-                   VIRTIO_BLK_ID_BYTES - done)
-        memcpy(request.iov[i].iov_base, q.serial + done, part)
-        done += part
-    return done
-
-
-cdef bint place_iovecs(blk_queue_t* q, slot_t* slot, request_t* request) noexcept nogil:
-    """Copy the buffers' list to where it outlives the poll. False: no block is free."""
-    slot.io.iov = slot.iov
-    if request.iov_count > IO_INLINE_IOVECS:
-        if q.reactor.blocks == NULL:
-            return False
-        slot.block = q.reactor.blocks
-        q.reactor.blocks = slot.block.next
-        slot.io.iov = slot.block.iov
-    memcpy(slot.io.iov, request.iov, request.iov_count * sizeof(iovec))
-    slot.io.iov_count = request.iov_count
-    return True
-
-
-cdef bint submit(blk_queue_t* q, uint16_t head, request_t* request, uint64_t* bytes) noexcept nogil:
-    cdef slot_t* slot = q.free
-    cdef io_t* io = &slot.io
-    if not place_iovecs(q, slot, request):
-        q.vq.next_avail -= 1        # taken again when a block comes back
-        q.reactor.blocks_short = 1
-        return False
-    io.operation = request.operation
-    io.flags = request.flags
-    if q.write_through and (io.operation == IO_WRITE or io.operation == IO_WRITE_ZEROES):
-        io.flags |= IO_FUA
-    io.offset = request.offset
-    io.length = request.length
-    io.frame_count = 0
-    io_push(io, blk_done, q, 0)
-    slot.written = 1
-    if io.operation == IO_READ:     # its type is 32 bits, whatever a guest asks for
-        slot.written = <uint32_t>min(request.length + 1, <uint64_t>UINT32_MAX)
-    # Off the list before: a submission may complete others, which put theirs back.
-    q.free = slot.next
-    if bdev_submit(q.channel, io) == SUBMIT_DONE:
-        bytes[0] += request.length
-        finish(q, head, request.status_byte, status_of(io), slot.written if io.status >= 0 else 1)
-        release_slot(q, slot)
-        return True
-    slot.status_byte = request.status_byte
-    slot.head = head
-    slot.generation = q.table.generation
-    q.head_busy[head] = 1
-    q.source.inflight += 1
-    return True
-
-
-# --- the way back --------------------------------------------------------------------------
-
-cdef inline uint8_t status_of(const io_t* io) noexcept nogil:
-    if io.status >= 0:
-        return VIRTIO_BLK_S_OK
-    return VIRTIO_BLK_S_UNSUPP if io.status == -EOPNOTSUPP else VIRTIO_BLK_S_IOERR
-
-
-cdef inline void release_slot(blk_queue_t* q, slot_t* slot) noexcept nogil:
-    if slot.block != NULL:
-        slot.block.next = q.reactor.blocks
-        q.reactor.blocks = slot.block
-        slot.block = NULL
-    slot.next = q.free
-    q.free = slot
-
-
-cdef int blk_done(io_t* io, void* context, uint64_t saved) noexcept nogil:
-    """The last frame of a request that was pending."""
-    cdef blk_queue_t* q = <blk_queue_t*>context
-    cdef slot_t* slot = <slot_t*>io
-    finish(q, slot.head, slot.status_byte, status_of(io), slot.written if io.status >= 0 else 1)
-    q.head_busy[slot.head] = 0
-    q.source.inflight -= 1
-    if slot.generation != q.table.generation:
-        q.old_inflight -= 1
-    release_slot(q, slot)
-    reactor_mark_dirty(q.reactor, &q.source)
-    return FRAME_DONE
-
-
-cdef void blk_queue_publish(source_t* source, reactor_t* reactor) noexcept nogil:
-    """Show the guest what completed, tell it once, and answer control if it waits for that."""
-    cdef blk_queue_t* q = <blk_queue_t*>source
-    if virtqueue_publish(&q.vq) and q.call >= 0:
-        q.notifications += 1
-        reactor_notify(reactor, q.call)
-        if exchange_u32(&reactor.rescued, 0) == <uint32_t>q.call + 1:
-            q.call = -1
-            virtqueue_bad(&q.vq, FAULT_CALL_BLOCKED, 0)
-            blk_queue_break(q)
-    if q.switching != NULL and q.old_inflight == 0:
-        message_answer(q.switching, 0)
-        q.switching = NULL
-    if q.stopping != NULL and q.source.inflight == 0:
-        stop_now(q)
-
-
-cdef bint blk_queue_arm(source_t* source) noexcept nogil:
-    cdef blk_queue_t* q = <blk_queue_t*>source
-    return is_serving(q) and virtqueue_arm(&q.vq)
-
-
-cdef void blk_queue_disarm(source_t* source) noexcept nogil:
-    cdef blk_queue_t* q = <blk_queue_t*>source
-    if is_serving(q):
-        virtqueue_disarm(&q.vq)
 
 
 # --- messages from control -----------------------------------------------------------------
@@ -267,18 +47,12 @@ cdef void act_start(message_t* message, void* reactor) noexcept nogil:
     message_answer(message, status)
 
 
-cdef void stop_now(blk_queue_t* q) noexcept nogil:
-    cdef message_t* message = q.stopping
-    reactor_detach(q.reactor, &q.source)
-    message_answer(message, q.vq.next_avail)
-
-
 cdef void act_stop(message_t* message, void* reactor) noexcept nogil:
     cdef blk_queue_t* q = <blk_queue_t*>message.target
     q.stopping = message
     # What completed earlier in this turn is published first, and that answers then.
     if q.source.inflight == 0 and not q.source.dirty:
-        stop_now(q)
+        blk_queue_end(q)
 
 
 cdef void act_enable(message_t* message, void* reactor) noexcept nogil:
@@ -335,7 +109,7 @@ class QueueCounters(NamedTuple):
 cdef class BlkQueue(EventOwner):
     def __init__(
         self, Channel channel, MemoryTable table, *, int index, int size, desc, avail, used,
-        int next_avail, features, bint readonly, bint write_through, bytes serial, on_broken,
+        base, features, bint readonly, bint write_through, bytes serial, on_broken,
     ):
         cdef uint8_t* text
         if size <= 0 or size & (size - 1) or size > VIRTQ_MAX_SIZE:
@@ -350,7 +124,7 @@ cdef class BlkQueue(EventOwner):
         self.raw.vq.size = size
         self.raw.vq.mask = size - 1
         self.bind(table)
-        self.raw.vq.next_avail = self.raw.vq.avail_seen = next_avail
+        self.raw.vq.next_avail = self.raw.vq.avail_seen = base & 0xFFFF
         self.raw.vq.next_used = self.raw.vq.published = self.raw.vq.used.idx
         self.raw.vq.event_idx = features >> VIRTIO_RING_F_EVENT_IDX & 1
         self.raw.vq.indirect = features >> VIRTIO_RING_F_INDIRECT_DESC & 1
@@ -384,7 +158,7 @@ cdef class BlkQueue(EventOwner):
             raise HostError(f"no memory for queue {self.index}", errno)
         base = <char*>self.memory
         self.raw.chain = <chain_t*>(base + size * SLOT_BYTES)
-        self.raw.head_busy = <uint8_t*>base + size * SLOT_BYTES + sizeof(chain_t)
+        self.raw.vq.busy = <uint8_t*>base + size * SLOT_BYTES + sizeof(chain_t)
         for i in range(size - 1, -1, -1):
             slot = <slot_t*>(base + i * SLOT_BYTES)
             slot.next = self.raw.free

@@ -6,7 +6,7 @@ first 16 readable bytes, the status the last writable one. Context: reactor.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
-from drivebay.dataplane.virtqueue cimport chain_t
+from drivebay.dataplane.ring cimport chain_t
 from drivebay.reactor.io cimport iovec
 
 cdef enum:

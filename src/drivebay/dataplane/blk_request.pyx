@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 
-from drivebay.dataplane.virtqueue cimport chain_t
+from drivebay.dataplane.ring cimport chain_t
 from drivebay.reactor.io cimport (
     IO_FLUSH, IO_MAY_UNMAP, IO_READ, IO_UNMAP, IO_WRITE, IO_WRITE_ZEROES, iovec,
 )

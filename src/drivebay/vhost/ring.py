@@ -134,7 +134,7 @@ class Ring:
             desc=self.addr.desc,
             avail=self.addr.avail,
             used=self.addr.used,
-            next_avail=self.base,
+            base=self.base,
             features=terms.features,
             readonly=terms.readonly,
             write_through=terms.write_through,

@@ -1,1 +1,0 @@
-"""The split virtqueue is C only: see virtqueue.pxd; its Python door is BlkQueue."""
