@@ -20,6 +20,7 @@ cdef extern from "drivebay/memory/platform.h" nogil:
     void* exchange_ptr(void* p, void* v) noexcept
     uint32_t exchange_u32(void* p, uint32_t v) noexcept
     uint32_t fetch_or_u32(void* p, uint32_t v) noexcept
+    uint64_t fetch_or_u64(void* p, uint64_t v) noexcept
     bint compare_exchange_ptr(void* p, void* expected, void* desired) noexcept
     void fence_seq_cst() noexcept
     void prefetch_read(const void* p) noexcept
