@@ -36,6 +36,7 @@ EXCEPTIONS: dict[str, set[str]] = {
     # They find the process of a background target, and check its options before it starts.
     "cli/target": {"target.daemon", "target.options"},
     "cli/connection": {"target.daemon", "target.options"},
+    "cli/bundle": {"target.daemon"},
     # The load generator is the other side of a vhost-user socket, not part of a target.
     "cli/bench": {"engines"},
     # The process of a target: it starts the RPC server last and stops it first.

@@ -119,3 +119,17 @@ def test_unknown_names_are_refused() -> None:
         log.set_print_level("notice")
     with pytest.raises(UsageError, match="no log level ''"):
         log.set_level("")
+
+
+def test_the_last_lines_are_kept_whatever_is_shown(written: tuple[Log, io.StringIO]) -> None:
+    log, stream = written
+    log.set_print_level("ERROR")
+    logger = logging.getLogger("drivebay.vhost.session")
+    for number in range(2100):
+        logger.info("line %d", number)
+    logger.info("x" * 9000)
+    assert lines(stream) == []
+    recent = log.recent()
+    assert len(recent) == 2000
+    assert recent[0].endswith("NOTICE vhost.session: line 101")
+    assert len(recent[-1]) == 2000

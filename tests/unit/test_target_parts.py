@@ -15,7 +15,7 @@ from drivebay.target import budget, notifications, settings
 from drivebay.target.budget import MemoryBudget
 from drivebay.target.notifications import KEPT, Notifications
 from drivebay.target.settings import Settings
-from drivebay.target.watchdog import LOGGED_AFTER, NOTIFYING, Watchdog
+from drivebay.target.watchdog import LOGGED_AFTER, NOTIFYING, PERIOD_S, Watchdog
 
 
 class FakeReactor:
@@ -32,8 +32,9 @@ class FakeReactor:
             core=1, tid=77, loops=self.loops, sleeping=self.sleeping, place=self.place
         )
 
-    def rescue(self) -> None:
+    def rescue(self) -> bool:
         self.rescues += 1
+        return True
 
 
 def test_examples_in_the_documentation() -> None:
@@ -70,6 +71,30 @@ def test_a_reactor_stuck_in_a_notification_is_freed_at_once() -> None:
     reactor.place = NOTIFYING
     watchdog.check()
     assert reactor.rescues == 1
+    [found] = watchdog.history
+    assert found.rescued
+    assert not found.over
+
+
+def test_standstills_are_remembered() -> None:
+    reactor: Any = FakeReactor()
+    watchdog = Watchdog([reactor])
+    for _ in range(LOGGED_AFTER):
+        watchdog.check()
+    assert not watchdog.history, "what is short is no news"
+    watchdog.check()
+    reactor.place = "submit to null"
+    watchdog.check()
+    [found] = watchdog.history
+    assert (found.core, found.tid, found.place) == (1, 77, "submit to null")
+    assert found.seconds == (LOGGED_AFTER + 1) * PERIOD_S
+    assert not found.over
+    reactor.loops += 1
+    watchdog.check()
+    assert found.over
+    for _ in range(LOGGED_AFTER):
+        watchdog.check()
+    assert [entry.over for entry in watchdog.history] == [True, False]
 
 
 def test_a_sleeping_reactor_does_not_stand_still(caplog: pytest.LogCaptureFixture) -> None:

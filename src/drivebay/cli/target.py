@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drivebay.cli import vhost
@@ -50,6 +51,12 @@ def build_parser() -> Parser:
     stop = commands.add_parser("stop", help="end it, and wait until it has ended")
     stop.add_argument("--force", action="store_true", help="even when virtual machines use it")
     status = commands.add_parser("status", help="show what it is doing")
+    status.add_argument(
+        "--bundle",
+        metavar="FILE",
+        help="instead write all that a maintainer needs into one archive (tar.gz), even if the "
+        "target does not answer",
+    )
     for command in (stop, status):
         add_socket_option(command)
         add_json_option(command)
@@ -128,6 +135,8 @@ def _stop_by_rpc(socket: str | None, force: bool) -> int:
 
 def _status(found: argparse.Namespace) -> int:
     path = find_socket(found.socket)
+    if found.bundle is not None:
+        return _bundle(found, path)
     with connect(path) as client:
         status = _look(client, path)
     if found.json:
@@ -135,6 +144,33 @@ def _status(found: argparse.Namespace) -> int:
     else:
         _print_status(status)
     return DONE
+
+
+def _bundle(found: argparse.Namespace, socket: str) -> int:
+    from drivebay.cli.bundle import write_bundle
+
+    bundle = write_bundle(Path(found.bundle), socket)
+    if found.json:
+        print_json(
+            {
+                "bundle": found.bundle,
+                "pid": bundle.pid,
+                "answered": bundle.silent is None,
+                "files": sorted(bundle.files),
+                "missing": bundle.missing,
+            }
+        )
+    else:
+        print(
+            f"written: {found.bundle}, {len(bundle.files)} files; look through it before you "
+            "send it"
+        )
+    if bundle.silent is None:
+        return DONE
+    raise Unreachable(
+        f"the target does not answer: {bundle.silent}",
+        hint=f"'{found.bundle}' holds what the kernel says of it",
+    )
 
 
 def _look(client: Client, path: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from drivebay.rpc import (
     methods_bdev,
+    methods_diagnostics,
     methods_file,
     methods_framework,
     methods_log,
@@ -27,6 +28,7 @@ _FILES = (
     methods_memory,
     methods_file,
     methods_vhost,
+    methods_diagnostics,
 )
 
 

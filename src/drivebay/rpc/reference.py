@@ -43,6 +43,7 @@ def reference() -> str:
         ("Process", ("spdk_", "rpc_", "framework_", "notify_", "log_", "thread_")),
         ("Bdevs", ("bdev_",)),
         ("vhost", ("vhost_", "virtio_")),
+        ("Drivebay's own", ("drivebay_",)),
         ("Settings that are only kept", ("iobuf_", "accel_", "fsdev_", "sock_")),
     ):
         lines.append(f"## {title}\n")

@@ -11,9 +11,10 @@ shown. SPDK's names are the vocabulary of the ``log_*`` methods and of ``-L``:
     DEBUG    below             as INFO, in bulk (whole messages)
 
 Two thresholds, as in SPDK: the *level* is what goes to syslog, the *print
-level* what goes to standard error. Text from guests, VM monitors and clients
-appears in these lines, so control characters are escaped: nobody can forge a
-line or steer the operator's terminal.
+level* what goes to standard error. The last lines are kept in memory whatever the
+two say, for who asks what happened (drivebay_get_diagnostics). Text from guests,
+VM monitors and clients appears in these lines, so control characters are escaped:
+nobody can forge a line or steer the operator's terminal.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import logging
 import sys
 import syslog
 import time
+from collections import deque
 from pathlib import Path
 
 from drivebay.errors import NotFound, UsageError
@@ -37,6 +39,10 @@ _THRESHOLDS = {
     "DEBUG": 1,
 }
 LEVELS = tuple(_THRESHOLDS)
+
+# Lines kept in memory: enough for an hour of trouble, at most 4 MB.
+_KEPT_LINES = 2000
+_KEPT_CHARACTERS = 2000  # of each
 
 _PRIORITIES = {
     "ERROR": syslog.LOG_ERR,
@@ -95,6 +101,18 @@ class _SyslogHandler(logging.Handler):
         syslog.syslog(_PRIORITIES[_level_name(record.levelno)], self.format(record))
 
 
+class _RecentLines(logging.Handler):
+    """The last lines, always with their time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.setFormatter(_LineFormatter())
+        self.lines: deque[str] = deque(maxlen=_KEPT_LINES)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(self.format(record)[:_KEPT_CHARACTERS])
+
+
 class Log:
     """What is shown and where; the state behind the ``log_*`` methods and ``-L``."""
 
@@ -103,6 +121,7 @@ class Log:
         self._printer: logging.Handler = logging.StreamHandler(sys.stderr)
         self._printer.setFormatter(self._formatter)
         self._syslog: logging.Handler | None = None
+        self._recent = _RecentLines()
         self._flags = dict.fromkeys(_FLAGS, False)
         self._level = "NOTICE"
         self._print_level = "INFO"
@@ -122,6 +141,7 @@ class Log:
         logging.getLogger("drivebay").setLevel(logging.INFO)
         root = logging.getLogger()
         root.addHandler(self._printer)
+        root.addHandler(self._recent)
         if Path("/dev/log").exists():
             syslog.openlog("drivebay", syslog.LOG_PID, syslog.LOG_LOCAL7)
             self._syslog = _SyslogHandler()
@@ -150,6 +170,10 @@ class Log:
         """Set what goes to standard error. Raises: UsageError for a name not in LEVELS."""
         self._printer.setLevel(_threshold(name))
         self._print_level = name
+
+    def recent(self) -> list[str]:
+        """The last lines, the oldest first, whichever of them were shown."""
+        return list(self._recent.lines)
 
     def flags(self) -> dict[str, bool]:
         """All flags, and whether each is on."""

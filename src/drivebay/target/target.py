@@ -57,6 +57,7 @@ class Target:
         self._kept: dict[str, tuple[Bdev, dict[str, int]]] = {}
         self._running = asyncio.Event()
         self._initialised = asyncio.Event()
+        self.watchdog = Watchdog(self.reactors)
         self._watching: asyncio.Task[None] | None = None
         self._mailbox: ControlMailbox | None = None
         self._workers: ThreadPoolExecutor | None = None
@@ -79,7 +80,7 @@ class Target:
             socket_mode=self.options.socket_mode,
             socket_group=self.options.socket_group,
         )
-        self._watching = asyncio.create_task(Watchdog(self.reactors).run())
+        self._watching = asyncio.create_task(self.watchdog.run())
 
     def _start_reactor(self, core: int, mailbox: ControlMailbox) -> None:
         poll_us = self.options.poll_us
