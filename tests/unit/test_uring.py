@@ -124,6 +124,28 @@ def test_more_iovecs_than_one_call_takes_are_continued(
     assert path.read_bytes()[MIB * 2 : MIB * 2 + length] == PATTERN[4096 : 4096 + length]
 
 
+CUTS = [(4096, 3 * MIB, 512, 2 * MIB + 512), (5 * MIB + 512, 1024, 2 * MIB), (512,) * 5]
+
+
+@pytest.mark.parametrize("cuts", CUTS, ids=str)
+@pytest.mark.parametrize("direct", [True, False], ids=["direct", "cached"])
+def test_buffers_longer_than_a_call_moves_are_continued_inside(
+    path: Path, memory_folder: Path, direct: bool, cuts: tuple[int, ...]
+) -> None:
+    """A call moves 2 MiB: the next one begins inside a buffer, or at the following one."""
+    if not direct:
+        path = memory_folder / "disk.img"
+        path.write_bytes(PATTERN)
+    length = sum(cuts)
+    with Machine(FileBdev("File0", None, str(path), 512), layouts=[Layout(0, 64 * MIB)]) as machine:
+        disk = machine.add_queue()
+        framing = Framing((16, *cuts), cuts)
+        assert disk.read(3, length, framing) == PATTERN[1536 : 1536 + length]
+        disk.write(1, PATTERN[7 : 7 + length], framing)
+        disk.flush()
+    assert path.read_bytes() == PATTERN[:512] + PATTERN[7 : 7 + length] + PATTERN[512 + length :]
+
+
 def test_a_read_that_is_cut_short_is_continued_to_its_error(machine: Machine, path: Path) -> None:
     """The file ends in the middle of the request: the kernel gives the first half."""
     disk = machine.add_queue()

@@ -60,8 +60,6 @@ cdef void finish_part(bounce_t* bounce, io_t* io, unsigned char operation) noexc
     if io.status < 0:
         bounce.moved = bounce.length
         return
-    # The engine may have advanced the iovec; io.length is what it was.
-    bounce.part.iov_len = io.length
     if operation == IO_READ:
         copy(bounce, False)
     bounce.moved += io.length

@@ -18,6 +18,7 @@ from drivebay.bdev.base cimport (
     Bdev, Channel, IO_FLUSH, IO_READ, IO_UNMAP, IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE,
     SUBMIT_PENDING, channel_t, io_complete, io_t,
 )
+from drivebay.reactor.io cimport io_locate
 from drivebay.reactor.mailbox cimport message_answer, message_t
 from drivebay.reactor.reactor cimport Reactor, engine_t, reactor_add_engine, reactor_t
 
@@ -69,23 +70,23 @@ cdef bint clear_piece(io_t* io) noexcept nogil:
 
 
 cdef bint copy_piece(io_t* io) noexcept nogil:
-    """Copy the next piece and cut it off the list of buffers. Returns: is all done?"""
-    cdef uint64_t left = min(<uint64_t>PIECE_BYTES, io.length - io.done), part
+    """Copy the next piece. Returns: is all done?"""
+    cdef uint64_t left = min(<uint64_t>PIECE_BYTES, io.length - io.done), skip = 0, part
+    cdef uint32_t i = io_locate(io, &skip)
     cdef uint8_t* disk
+    cdef uint8_t* place
     while left:
         disk = <uint8_t*>io.engine + io.done
-        part = min(<uint64_t>io.iov[0].iov_len, left)
+        place = <uint8_t*>io.iov[i].iov_base + skip
+        part = min(<uint64_t>io.iov[i].iov_len - skip, left)
         if io.operation == IO_READ:
-            memcpy(io.iov[0].iov_base, disk, part)
+            memcpy(place, disk, part)
         else:
-            memcpy(disk, io.iov[0].iov_base, part)
+            memcpy(disk, place, part)
         io.done += part
         left -= part
-        io.iov[0].iov_base = <uint8_t*>io.iov[0].iov_base + part
-        io.iov[0].iov_len -= part
-        if io.iov[0].iov_len == 0:
-            io.iov += 1
-            io.iov_count -= 1
+        skip = 0
+        i += 1
     return io.done == io.length
 
 

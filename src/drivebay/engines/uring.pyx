@@ -16,8 +16,8 @@ from drivebay.memory.platform cimport (
     CHECK, fence_seq_cst, load_acquire_u32, load_relaxed_u32, store_release_u32,
 )
 from drivebay.reactor.io cimport (
-    IO_FLUSH, IO_FUA, IO_MAY_UNMAP, IO_READ, IO_UNMAP, IO_WRITE, IO_WRITE_ZEROES, io_complete, io_t,
-)
+    IO_FLUSH, IO_FUA, IO_MAY_UNMAP, IO_READ, IO_UNMAP, IO_WRITE, IO_WRITE_ZEROES, io_complete,
+    io_locate, io_t)
 from drivebay.reactor.mailbox cimport message_answer, message_t
 from drivebay.reactor.reactor cimport Reactor, engine_t, reactor_add_engine, reactor_t
 
@@ -81,41 +81,47 @@ cdef uint64_t OTHER_WAY = <uint64_t>1 << 32
 
 # --- submission ----------------------------------------------------------------------------
 
-cdef uint32_t count_iovecs(const io_t* io, uint64_t* length) noexcept nogil:
+cdef uint32_t count_iovecs(const io_t* io, uint32_t first, uint64_t skip,
+                           uint64_t* length) noexcept nogil:
     """How many buffers the next call takes; one that is longer than a call is cut.
 
     A guest's request may be as long as its disk, and whatever is in the page cache is
-    copied before the call returns: the other guests would wait for it.
+    copied before the call returns: the other guests would wait for it. A call that begins
+    inside a buffer takes no other one, so that the list is never changed.
     """
-    cdef uint32_t i, count = min(io.iov_count, <uint32_t>IOVECS_A_CALL)
+    cdef uint32_t i, count = min(io.iov_count - first, <uint32_t>IOVECS_A_CALL)
+    if skip:
+        length[0] = min(<uint64_t>io.iov[first].iov_len - skip, <uint64_t>CALL_BYTES)
+        return 1
     length[0] = io.length - io.done
     if length[0] <= CALL_BYTES:
         return count
     length[0] = 0
     for i in range(count):
-        if length[0] + io.iov[i].iov_len > CALL_BYTES:
+        if length[0] + io.iov[first + i].iov_len > CALL_BYTES:
             if i:
                 return i
             length[0] = CALL_BYTES
             return 1
-        length[0] += io.iov[i].iov_len
+        length[0] += io.iov[first + i].iov_len
     return count
 
 
 cdef void prepare_rw(uring_t* uring, io_uring_sqe* sqe, io_t* io) noexcept nogil:
-    cdef uint64_t length = 0
-    cdef uint32_t count = count_iovecs(io, &length)
+    cdef uint64_t length = 0, skip = 0
+    cdef uint32_t first = io_locate(io, &skip)
+    cdef uint32_t count = count_iovecs(io, first, skip, &length)
     uring.budget -= <int64_t>length
     sqe.off = io.offset + io.done
     if io.operation == IO_WRITE and io.flags & IO_FUA:
         sqe.rw_flags = RWF_DSYNC
     if count == 1:
         sqe.opcode = IORING_OP_READ if io.operation == IO_READ else IORING_OP_WRITE
-        sqe.addr = <uint64_t>io.iov[0].iov_base
-        sqe.len = <uint32_t>min(<uint64_t>io.iov[0].iov_len, length)
+        sqe.addr = <uint64_t>io.iov[first].iov_base + skip
+        sqe.len = <uint32_t>min(<uint64_t>io.iov[first].iov_len - skip, length)
     else:
         sqe.opcode = IORING_OP_READV if io.operation == IO_READ else IORING_OP_WRITEV
-        sqe.addr = <uint64_t>io.iov
+        sqe.addr = <uint64_t>&io.iov[first]
         sqe.len = count
 
 
@@ -206,17 +212,6 @@ cdef void uring_flush(engine_t* engine, reactor_t* reactor) noexcept nogil:
 
 # --- completion ----------------------------------------------------------------------------
 
-cdef void advance(io_t* io, uint64_t moved) noexcept nogil:
-    io.done += moved
-    while moved and moved >= io.iov[0].iov_len:
-        moved -= io.iov[0].iov_len
-        io.iov += 1
-        io.iov_count -= 1
-    if moved:
-        io.iov[0].iov_base = <char*>io.iov[0].iov_base + moved
-        io.iov[0].iov_len -= moved
-
-
 cdef bint is_over(io_t* io, int32_t result) noexcept nogil:
     """Set the status of a finished I/O; False when it goes on."""
     if result == -EAGAIN or result == -EINTR:
@@ -234,7 +229,7 @@ cdef bint is_over(io_t* io, int32_t result) noexcept nogil:
     if result == 0:
         io.status = -EIO            # the file ends before the bdev does
         return True
-    advance(io, <uint64_t>result)
+    io.done += <uint64_t>result
     return io.done == io.length
 
 

@@ -69,6 +69,19 @@ cdef struct iovec_block_t:
     iovec_block_t* next
     iovec iov[BLOCK_IOVECS]
 
+cdef inline uint32_t io_locate(const io_t* io, uint64_t* skip) noexcept nogil:
+    """The buffer in which io.done bytes end, and how many of them lie in it.
+
+    Whoever moves an I/O in parts asks this each time and leaves the list as it is: those
+    who completed the I/O read it afterwards.
+    """
+    cdef uint32_t i = 0
+    skip[0] = io.done
+    while i < io.iov_count and skip[0] >= io.iov[i].iov_len:
+        skip[0] -= io.iov[i].iov_len
+        i += 1
+    return i
+
 cdef inline void io_push(io_t* io, frame_fn fn, void* context, uint64_t saved) noexcept nogil:
     cdef frame_t* frame = &io.frames[io.frame_count]
     frame.fn = fn
