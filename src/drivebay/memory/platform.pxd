@@ -1,6 +1,6 @@
 """The processor's side of shared memory: see platform.h. Context: any."""
 
-from libc.stdint cimport uint16_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef extern from "drivebay/memory/platform.h" nogil:
     uint16_t load_acquire_u16(const void* p) noexcept
@@ -8,9 +8,11 @@ cdef extern from "drivebay/memory/platform.h" nogil:
     uint64_t load_acquire_u64(const void* p) noexcept
     void* load_acquire_ptr(const void* p) noexcept
     void load_once_16(void* into, const void* p) noexcept
+    uint8_t load_relaxed_u8(const void* p) noexcept
     uint16_t load_relaxed_u16(const void* p) noexcept
     uint32_t load_relaxed_u32(const void* p) noexcept
     uint64_t load_relaxed_u64(const void* p) noexcept
+    void store_release_u8(void* p, uint8_t v) noexcept
     void store_release_u16(void* p, uint16_t v) noexcept
     void store_release_u32(void* p, uint32_t v) noexcept
     void store_release_u64(void* p, uint64_t v) noexcept
