@@ -11,16 +11,22 @@ BAR_HEIGHT = 14
 GROUP_GAP = 12
 LEFT = 230
 WIDTH = 560
-COLOURS = ("#2b6cb0", "#a0aec0", "#dd6b20", "#38a169")
+COLOURS = ("#2b6cb0", "#dd6b20", "#a0aec0", "#38a169", "#805ad5", "#d53f8c", "#718096")
 
 
 class Measured(Protocol):
     """What a bar needs."""
 
     target: str
-    workload: str
-    rw: str
-    depth: int
+
+    @property
+    def workload(self) -> str: ...
+
+    @property
+    def rw(self) -> str: ...
+
+    @property
+    def depth(self) -> int: ...
 
     @property
     def median(self) -> float: ...

@@ -1,267 +1,225 @@
 #!/usr/bin/env python3
 """Compare vhost-user-blk targets side by side: throughput, cost, idle, start, memory.
 
-Each target runs on core 0, the load on core 1; within a repetition the targets take
-turns, since the machine's speed drifts. Quoted is the median, with the spread. Rows
-compare only equal durability: reads, and writes that both sides acknowledge alike.
+Each target runs on core 0, the load on core 1; within a repetition the targets take turns,
+and those whose turn it is not are stopped. Beside QEMU's storage daemon, the bare copy loop
+and fio (if it is installed), SPDK is measured where its programs are named:
+
+    vhost_blk.py --spdk PATH/vhost --bdevperf PATH/bdevperf
+    vhost_blk.py --quick --workloads null malloc --depths 32
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
-import statistics
+import shutil
+import sys
 import tempfile
-import time
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import report
 from chart import write_chart
+from contenders import Bdevperf, Case, Contender, CopyLoop, Fio, Served
+from goals import OURS, goals
+from measuring import Row, measure
+from resting import among_idle, first_answers, rest, with_disks
+from spdk_peer import check_program, spdk_vhost
 from targets import (
-    DIRECT_BYTES,
-    DISK_BYTES,
+    WORKLOADS,
     Target,
-    add_disk,
+    disk_files,
     drivebay,
-    make_file,
-    parse_other,
+    parse_peer,
     running,
+    stop_all,
     storage_daemon,
-    wait_for_rpc,
+    storage_daemon_nodes,
 )
 
-from drivebay.engines.vhost_user_client import VhostUserBlk
-from drivebay.engines.vhost_user_workload import LoadParams, LoadResult, Workload, run_load
+from drivebay.errors import DrivebayError
 
-LOAD_CORE = 1
-WORKLOADS = ("null", "malloc", "file hot", "file direct")
 DEPTHS = (1, 32, 128)
-RESULTS = Path(__file__).parent / "results"
+RWS = ("randread", "randwrite")
 
 
 @dataclass
-class Row:
-    """One line of the table: a workload at a depth on one target."""
+class Field:
+    """Everybody who takes part."""
 
-    target: str
-    workload: str
-    rw: str
-    depth: int
-    iops: list[float]
-    cpu_ns: list[float]  # target CPU time per request, at a fixed rate; depth 32 only
-    busy_ns: list[float]  # the same without polling in vain; ours only
-    features: list[str]
-    write_cache: bool
+    targets: list[Target] = field(default_factory=list)
+    contenders: list[Contender] = field(default_factory=list)
 
-    @property
-    def median(self) -> float:
-        return statistics.median(self.iops)
+    def add(self, target: Target) -> None:
+        self.targets.append(target)
+        self.contenders.append(Served(target))
 
 
-def prepare(folder: Path, disk: Path) -> tuple[Target, Target]:
-    """Ours and QEMU's, with the same four disks; ours is started to be given them."""
-    ours = drivebay(folder / "ours")
-    ours.start()
-    client = ours.client = wait_for_rpc(folder / "ours")
-    blocks = DISK_BYTES // 512
-    memory = Path("/dev/shm")
-    files = {
-        "malloc": make_file(memory / f"drivebay-bench-{os.getpid()}-a"),
-        "file hot": make_file(memory / f"drivebay-bench-{os.getpid()}-b"),
-        "file direct": make_file(disk / "bench-qemu.img", DIRECT_BYTES),
-    }
-    add_disk(client, ours, "null", "bdev_null_create", num_blocks=blocks)
-    add_disk(client, ours, "malloc", "bdev_malloc_create", num_blocks=blocks)
-    hot = make_file(memory / f"drivebay-bench-{os.getpid()}-c")
-    add_disk(client, ours, "file hot", "bdev_uring_create", filename=str(hot))
-    direct = make_file(disk / "bench-drivebay.img", DIRECT_BYTES)
-    add_disk(client, ours, "file direct", "bdev_aio_create", filename=str(direct))
-    return ours, storage_daemon(folder / "qsd", files)
+def prepare(folder: Path, options: argparse.Namespace, stack: ExitStack) -> Field:
+    """Start what has to be started, and give each its disks; ended with the stack."""
+    found = Field()
+    stack.callback(stop_all, found.targets)
+    places = {"file hot": Path("/dev/shm"), "file direct": options.disk}
+    places = {key: place for key, place in places.items() if key in options.workloads}
+
+    def files(owner: str, more: Sequence[str] = ()) -> dict[str, Path]:
+        wanted = places | {key: Path("/dev/shm") for key in more if key in options.workloads}
+        return stack.enter_context(disk_files(wanted, owner))
+
+    ours = drivebay(folder / "ours", OURS)
+    found.add(ours)
+    our_files = files("drivebay")
+    _start(ours, options.workloads, our_files)
+    if options.spdk is not None:
+        spdk = spdk_vhost(options.spdk, folder / "spdk", options.bdevperf is not None)
+        found.add(spdk)
+        _start(spdk, options.workloads, files("spdk"))
+        if options.bdevperf is not None:
+            check_program(options.bdevperf)
+            found.contenders.append(Bdevperf(spdk, options.bdevperf))
+    if shutil.which("qemu-storage-daemon"):
+        nodes = storage_daemon_nodes(options.workloads, files("qemu", ["malloc"]))
+        found.add(storage_daemon(folder / "qsd", nodes))
+    for number, text in enumerate(options.peer):
+        found.add(parse_peer(text, folder / f"peer{number}"))
+    if "malloc" in options.workloads:
+        found.contenders.append(CopyLoop(folder / "copy"))
+    if shutil.which("fio"):
+        found.contenders.append(Fio(our_files))
+    return found
 
 
-def load(target: Target, workload: str, rw: str, depth: int, **more: Any) -> LoadResult:
-    # Both sides acknowledge writes alike: a null disk has no cache, the others write back.
-    cache = None if workload == "null" else True
-    socket, kind = str(target.sockets[workload]), Workload(rw)
-    return run_load(
-        LoadParams(socket, kind, depth=depth, core=LOAD_CORE, write_cache=cache, **more)
+def _start(target: Target, workloads: Sequence[str], files: dict[str, Path]) -> None:
+    target.start()
+    for workload in workloads:
+        target.add_disk(workload, files.get(workload))
+    target.pause()
+
+
+def measure_resting(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Start, memory and idle time with many disks; one busy disk among idle ones."""
+    disks, seconds = options.disks, options.idle_seconds
+
+    def ours(at: Path, names: Sequence[str]) -> Target:
+        return with_disks(drivebay(at), names)
+
+    def spdk(at: Path, names: Sequence[str]) -> Target:
+        return with_disks(spdk_vhost(options.spdk, at, False), names)
+
+    def daemon(at: Path, names: Sequence[str]) -> Target:
+        return storage_daemon(at, storage_daemon_nodes(names, {}))
+
+    found = {OURS: rest(ours, folder / "rest-ours", disks, seconds)}
+    found[OURS]["first_answer_s"] = first_answers(ours, folder / "first-ours", options.repeat)
+    if options.spdk is not None:
+        found["spdk"] = rest(spdk, folder / "rest-spdk", disks, seconds)
+        found["spdk"]["first_answer_s"] = first_answers(spdk, folder / "first", options.repeat)
+    if shutil.which("qemu-storage-daemon"):
+        found["qemu-storage-daemon"] = rest(daemon, folder / "rest-qsd", disks, seconds)
+    lone, crowd = among_idle(folder / "idle", options.idle, options.repeat, options.runtime)
+    found[OURS]["among_idle"] = crowd / lone
+    return found
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-
-
-def measure(targets: list[Target], options: argparse.Namespace) -> list[Row]:
-    """All rows; the targets alternate within each repetition."""
-    rows: list[Row] = []
-    for workload in options.workloads:
-        for rw in ("randread", "randwrite"):
-            for depth in options.depths:
-                rows += measure_one(targets, workload, rw, depth, options)
-    return rows
-
-
-def measure_one(
-    targets: list[Target], workload: str, rw: str, depth: int, options: argparse.Namespace
-) -> list[Row]:
-    having = [target for target in targets if workload in target.sockets]
-    found = {t.name: Row(t.name, workload, rw, depth, [], [], [], [], False) for t in having}
-    for _ in range(options.repeat):
-        for target in having:
-            result = load(target, workload, rw, depth, runtime_s=options.runtime)
-            row = found[target.name]
-            row.iops.append(result.iops)
-            row.features, row.write_cache = result.features, result.write_cache
-    if depth == 32:
-        rate = 0.5 * min(row.median for row in found.values())
-        for _ in range(options.repeat):
-            for target in having:
-                before, busy = target.cpu_seconds(), busy_seconds(target)
-                result = load(target, workload, rw, depth, runtime_s=options.runtime, rate=rate)
-                used = target.cpu_seconds() - before
-                done = result.reads + result.writes
-                found[target.name].cpu_ns.append(used / done * 1e9)
-                if target.client is not None:
-                    worked = busy_seconds(target) - busy
-                    found[target.name].busy_ns.append(worked / done * 1e9)
-    for row in found.values():
-        print(describe(row), flush=True)
-    return list(found.values())
-
-
-def busy_seconds(target: Target) -> float:
-    return target.busy_seconds() if target.client is not None else 0.0
-
-
-def describe(row: Row) -> str:
-    return (
-        f"{row.workload:12} {row.rw:10} {row.depth:4}  {row.target:20} {spread(row)}  {cost(row)}"
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "drivebay"
+    add = parser.add_argument
+    add("--runtime", type=float, default=3.0, help="seconds of one measurement")
+    add("--repeat", type=int, default=5)
+    add(
+        "--quick", action="store_true", help="2 repetitions of 0.3 s, results in a temporary folder"
     )
-
-
-def spread(row: Row) -> str:
-    return f"{row.median / 1000:,.0f} ({min(row.iops) / 1000:,.0f} to {max(row.iops) / 1000:,.0f})"
-
-
-def cost(row: Row) -> str:
-    if not row.cpu_ns:
-        return ""
-    busy = f", {statistics.median(row.busy_ns):,.0f} busy" if row.busy_ns else ""
-    return f"{statistics.median(row.cpu_ns):,.0f} ns{busy}"
-
-
-def resting(folder: Path, seconds: float) -> dict[str, float]:
-    """Start-up, memory and idle CPU with 100 controllers, then with 100 sessions."""
-    began = time.monotonic()
-    ours = drivebay(folder / "resting")
-    with running([ours]):
-        client = wait_for_rpc(folder / "resting")
-        client.call("spdk_get_version")
-        first_answer = time.monotonic() - began
-        for number in range(100):
-            add_disk(client, ours, f"d{number}", "bdev_null_create", num_blocks=2048)
-        resident = ours.resident_bytes()
-        sessions = [VhostUserBlk(str(path)) for path in ours.sockets.values()]
-        for session in sessions:
-            session.read(0, 4096)
-        before = ours.cpu_seconds()
-        time.sleep(seconds)
-        idle = (ours.cpu_seconds() - before) / seconds
-        for session in sessions:
-            session.close()
-    return {
-        "first_rpc_answer_s": first_answer,
-        "resident_mib_100_controllers": resident / 2**20,
-        "idle_cpu_percent_100_sessions": idle * 100,
-    }
-
-
-def ratio_tables(rows: list[Row], base: str = "drivebay") -> str:
-    """Markdown, one table for each other target: throughput, ratio, cost."""
-    ours = {(r.workload, r.rw, r.depth): r for r in rows if r.target == base}
-    lines = []
-    for name in dict.fromkeys(row.target for row in rows if row.target != base):
-        lines.append(f"| 4 KiB, thousand a second | depth | {base} | {name} | ratio | CPU each |")
-        lines.append("|---|---|---|---|---|---|")
-        for row in rows:
-            mine = ours.get((row.workload, row.rw, row.depth))
-            if row.target != name or mine is None:
-                continue
-            costs = f"{cost(mine)} / {cost(row)}" if row.cpu_ns else ""
-            lines.append(
-                f"| {row.workload}, {row.rw} | {row.depth} | {spread(mine)} | {spread(row)} "
-                f"| {mine.median / row.median:.1f} | {costs} |"
-            )
-        lines.append("")
-    return "\n".join(lines)
-
-
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--runtime", type=float, default=3.0, help="seconds of one measurement")
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--name", default="vhost_blk", help="of the files in benchmarks/results")
-    parser.add_argument("--quick", action="store_true", help="3 repetitions of half a second")
-    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
-    parser.add_argument("--depths", nargs="+", type=int, default=list(DEPTHS))
-    parser.add_argument(
-        "--target",
+    add("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    add("--rw", nargs="+", choices=RWS, default=list(RWS))
+    add("--depths", nargs="+", type=int, default=list(DEPTHS))
+    add("--spdk", type=Path, metavar="PROGRAM", help="SPDK's vhost; needs free huge pages")
+    add("--bdevperf", type=Path, metavar="PROGRAM", help="SPDK's bdevperf, to check our own load")
+    add(
+        "--peer",
         action="append",
         default=[],
-        metavar="NAME,WORKLOAD=SOCKET,…,command=COMMAND",
-        help="one more target, pinned like the others",
+        metavar="NAME,WORKLOAD=SOCKET,…[,command=COMMAND]",
+        help="one more target; without a command it runs already, and must not poll core 0",
     )
-    options = parser.parse_args()
+    add("--disk", type=Path, default=cache, help="where the files for O_DIRECT lie")
+    add("--skip-resting", action="store_true", help="measure load only")
+    add("--disks", type=int, default=100, help="of the idle targets")
+    add("--idle", type=int, default=256, help="disks beside the busy one")
+    add("--idle-seconds", type=float, default=10.0)
+    add("--out", type=Path, help="folder of the results (default: benchmarks/results)")
+    add("--name", default="vhost_blk", help="of the result's files")
+    options = parser.parse_args(words)
     if options.quick:
-        options.runtime, options.repeat = 0.5, 3
+        options.runtime, options.repeat, options.idle_seconds = 0.3, 2, 0.5
+        options.disks, options.idle = min(options.disks, 8), min(options.idle, 8)
+    if options.out is None:
+        quick = Path(tempfile.gettempdir()) / "drivebay-bench-results"
+        options.out = quick if options.quick else report.RESULTS
     return options
 
 
-def main() -> None:
-    options = parse()
+def run(options: argparse.Namespace) -> list[Row]:
+    """Everything, printed and saved; returns the rows."""
     if len(os.sched_getaffinity(0)) < 2:
-        raise SystemExit("two cores are needed: one for the target, one for the load")
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "drivebay"
+        raise DrivebayError("two cores are needed: one for the target, one for the load")
+    cases = [Case(w, rw, d) for w in options.workloads for rw in options.rw for d in options.depths]
     with tempfile.TemporaryDirectory(prefix="drivebay-bench-") as name:
         folder = Path(name)
-        targets = list(prepare(folder, cache))
-        targets += [parse_other(text, folder / f"t{i}") for i, text in enumerate(options.target)]
-        try:
-            with running(targets):
-                rows = measure(targets, options)
-            rest = resting(folder, 10.0)
-        finally:
-            targets[0].stop()
-            for path in Path("/dev/shm").glob(f"drivebay-bench-{os.getpid()}-*"):
-                path.unlink()
-            for path in cache.glob("bench-*.img"):
-                path.unlink()
-    report(rows, rest, options)
+        with ExitStack() as stack:
+            found = prepare(folder, options, stack)
+            stack.enter_context(running(found.targets))
+            rows = measure(
+                cases,
+                found.contenders,
+                found.targets,
+                repeat=options.repeat,
+                seconds=options.runtime,
+                show=lambda row: print(report.line(row), flush=True),
+            )
+        resting = {} if options.skip_resting else measure_resting(folder, options)
+    _report(rows, resting, options)
+    return rows
 
 
-def report(rows: list[Row], rest: dict[str, float], options: argparse.Namespace) -> None:
-    print("\n" + ratio_tables(rows) + "\n")
-    for key, value in rest.items():
-        print(f"{key:32} {value:8.2f}")
-    for target in dict.fromkeys(row.target for row in rows):
-        for row in rows:
-            if row.target == target and row.rw == "randwrite" and row.depth == options.depths[0]:
-                cache = "write-back" if row.write_cache else "write-through or no cache"
-                print(f"{target}, {row.workload}: {cache}; {' '.join(row.features)}")
-    stamp = time.strftime("%Y-%m-%d")
-    RESULTS.mkdir(exist_ok=True)
-    found = {
-        "date": stamp,
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}",
-        "runtime_s": options.runtime,
-        "repeat": options.repeat,
-        "rows": [asdict(row) for row in rows],
-        "resting": rest,
-    }
-    (RESULTS / f"{options.name}.json").write_text(json.dumps(found, indent=1) + "\n")
-    write_chart(RESULTS / f"{options.name}.svg", rows)
-    print(f"\nwritten: {RESULTS / options.name}.json and .svg")
+def _report(
+    rows: list[Row], resting: dict[str, dict[str, float]], options: argparse.Namespace
+) -> None:
+    reached = goals(rows, resting)
+    if options.quick:
+        print("\nA quick run shows that everything works; its figures say nothing.")
+    print(f"\n{report.ratio_tables(rows)}\n{report.resting_table(resting)}\n")
+    print(f"{report.agreements(rows)}\n\n{report.show_goals(reached)}")
+    path = report.save(
+        options.out,
+        options.name,
+        {
+            "runtime_s": options.runtime,
+            "repeat": options.repeat,
+            "rows": [row.as_json() for row in rows],
+            "resting": resting,
+            "goals": [vars(goal) | {"met": goal.met} for goal in reached],
+        },
+    )
+    write_chart(path.with_suffix(".svg"), rows)
+    print(f"\nwritten: {path} and .svg")
+
+
+def main() -> int:
+    try:
+        run(parse(sys.argv[1:]))
+    except DrivebayError as error:
+        print(f"vhost_blk.py: error: {error}", file=sys.stderr)
+        if error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Tables as Markdown, and the files in benchmarks/results."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from goals import OURS, Goal, table
+from measuring import Row, spread
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def line(row: Row) -> str:
+    """A row as it is measured, for who watches."""
+    return (
+        f"{row.workload:12} {row.rw:10} {row.depth:4}  {row.target:22} "
+        f"{spread(row.iops):28} {cost(row)}"
+    )
+
+
+def cost(row: Row) -> str:
+    """Time of the target for each request: all of it, and what its reactors call work."""
+    cpu = row.figure("cpu_ns", at_rate=True)
+    if cpu is None:
+        return ""
+    busy = row.figure("busy_ns", at_rate=True)
+    return f"{cpu:,.0f} ns" + ("" if busy is None else f", {busy:,.0f} busy")
+
+
+def ratio_tables(rows: Sequence[Row], base: str = OURS) -> str:
+    """One table for each other contender: throughput, ratio, cost."""
+    ours = {row.case: row for row in rows if row.target == base}
+    lines = []
+    for name in dict.fromkeys(row.target for row in rows if row.target != base):
+        lines.append(f"| 4 KiB, thousand a second | depth | {base} | {name} | ratio | time each |")
+        lines.append("|---|---|---|---|---|---|")
+        for row in rows:
+            mine = ours.get(row.case)
+            if row.target != name or mine is None:
+                continue
+            costs = f"{cost(mine)} / {cost(row)}" if row.at_rate else ""
+            lines.append(
+                f"| {row.workload}, {row.rw} | {row.depth} | {spread(mine.iops)} "
+                f"| {spread(row.iops)} | {mine.median / row.median:.2f} | {costs} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def agreements(rows: Sequence[Row]) -> str:
+    """What was negotiated, for each contender and workload, to see that like meets like."""
+    found = {(row.target, row.workload): row.agreed for row in rows if row.agreed}
+    return "\n".join(f"{who}, {workload}: {text}" for (who, workload), text in found.items())
+
+
+def resting_table(resting: dict[str, dict[str, float]]) -> str:
+    keys = list(dict.fromkeys(key for figures in resting.values() for key in figures))
+    lines = ["| | " + " | ".join(keys) + " |", "|---|" + "---|" * len(keys)]
+    for who, figures in resting.items():
+        cells = (f"{figures[key]:.3g}" if key in figures else "" for key in keys)
+        lines.append(f"| {who} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    """The machine in one line."""
+    cpu = "unknown processor"
+    for text in Path("/proc/cpuinfo").read_text().splitlines():
+        if text.startswith("model name"):
+            cpu = text.partition(":")[2].strip()
+            break
+    return f"{cpu}, {os.cpu_count()} cores, Linux {platform.release()}"
+
+
+def save(folder: Path, name: str, found: dict[str, Any]) -> Path:
+    """Write the results as JSON, with where and when."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
+    document = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), **found}
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    return path
+
+
+def show_goals(found: Sequence[Goal]) -> str:
+    missed = sum(not goal.met for goal in found)
+    return f"{table(found)}\n\n{len(found) - missed} of {len(found)} goals are met"

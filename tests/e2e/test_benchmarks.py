@@ -1,0 +1,63 @@
+"""The benchmarks run from start to end, as small as can be; what they measure is not judged."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+LIMIT_S = 120
+
+
+def run(script: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run a benchmark; it leaves no files in memory behind."""
+    with subprocess.Popen(
+        [sys.executable, str(BENCHMARKS / script), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=LIMIT_S)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            raise
+    assert not list(Path("/dev/shm").glob(f"drivebay-bench-{process.pid}-*"))
+    return subprocess.CompletedProcess(script, process.returncode, output, errors)
+
+
+@pytest.mark.needs_qemu
+def test_targets_side_by_side(tmp_path: Path) -> None:
+    done = run(
+        "vhost_blk.py",
+        *("--quick", "--workloads", "null", "malloc", "--rw", "randread", "--depths", "32"),
+        *("--out", str(tmp_path), "--disk", str(tmp_path)),
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "vhost_blk.json").read_text())
+    rows = {(row["target"], row["workload"]): row for row in found["rows"]}
+    assert set(rows) == {
+        ("drivebay", "null"),
+        ("qemu-storage-daemon", "null"),
+        ("drivebay", "malloc"),
+        ("qemu-storage-daemon", "malloc"),
+        ("copy loop", "malloc"),
+    }
+    for row in found["rows"]:
+        assert all(sample["iops"] > 0 for sample in row["samples"])
+    ours = rows["drivebay", "malloc"]
+    assert "write-back" in ours["agreed"]
+    assert {"iops", "p50_us", "p99_9_us", "cpu_ns", "busy_ns"} <= set(ours["at_rate"][0])
+    assert set(found["resting"]) == {"drivebay", "qemu-storage-daemon"}
+    assert (tmp_path / "vhost_blk.svg").read_text().startswith("<svg")
+    assert "against qemu-storage-daemon" in done.stdout
+
+
+def test_a_peer_that_is_not_built_is_said(tmp_path: Path) -> None:
+    done = run("vhost_blk.py", "--quick", "--workloads", "null", "--spdk", str(tmp_path / "vhost"))
+    assert done.returncode == 1
+    assert "is not a program" in done.stderr
