@@ -16,6 +16,7 @@ from drivebay.engines.vhost_user_memory import GUEST_BASE, DriverMemory, QueueLa
 from drivebay.engines.vhost_user_queue import DriverQueue
 from drivebay.errors import UsageError
 from tests.fakes.device import FLUSH, IN, IOERR, OUT, Device, eventfd
+from tests.fakes.packed_device import PackedDevice
 
 BLOCK = 1024
 BLOCKS = 32
@@ -26,13 +27,13 @@ FIRST_SECTOR = 100
 class Bench:
     """A queue, a device behind it, and a load on it."""
 
-    def __init__(self, **settings: object) -> None:
+    def __init__(self, *, packed: bool = False, **settings: object) -> None:
         self.memory = DriverMemory(1 << 20)
-        layout = QueueLayout.plan(0, DEPTH, BLOCK, 1 << 20)
-        self.kick = eventfd()
-        self.queue = DriverQueue(self.memory.map, layout, GUEST_BASE, False, self.kick)
+        layout = QueueLayout.plan(0, DEPTH, BLOCK, 1 << 20, packed=packed)
+        self.kick, self.call = eventfd(), eventfd()
+        self.queue = DriverQueue(self.memory.map, layout, GUEST_BASE, False, self.kick, self.call)
         self.disk = bytearray((FIRST_SECTOR * 512) + BLOCKS * BLOCK)
-        self.device = Device(
+        self.device = (PackedDevice if packed else Device)(
             self.memory.map,
             GUEST_BASE,
             layout.size,
@@ -56,6 +57,7 @@ class Bench:
 
     def close(self) -> None:
         os.close(self.kick)
+        os.close(self.call)
         self.memory.close()
 
     def recorded(self, part: int) -> list[int]:
@@ -69,10 +71,10 @@ class Bench:
         self.device.status = status
         return seen
 
-    def run(self, requests: int, interval_ticks: float = 0.0) -> None:
+    def run(self, requests: int, interval_ticks: float = 0.0, ns_per_tick: float = 0.0) -> None:
         """Run the load in its thread until the device has served so many requests."""
         hour = int(3600 * tick_rate())
-        self._serve(lambda: self.load.run(hour, interval_ticks, 0), requests)
+        self._serve(lambda: self.load.run(hour, interval_ticks, 0, ns_per_tick), requests)
 
     def reread(self) -> None:
         self._serve(self.load.reread, 1 << 30)
@@ -94,16 +96,17 @@ class Bench:
 
 
 @contextmanager
-def bench(**settings: object) -> Iterator[Bench]:
-    made = Bench(**settings)
+def bench(*, packed: bool = False, **settings: object) -> Iterator[Bench]:
+    made = Bench(packed=packed, **settings)
     try:
         yield made
     finally:
         made.close()
 
 
-def test_a_stopped_load_leaves_nothing_in_flight_and_counts_all() -> None:
-    with bench() as it:
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_a_stopped_load_leaves_nothing_in_flight_and_counts_all(packed: bool) -> None:
+    with bench(packed=packed) as it:
         it.run(500)
         counters = it.load.counters()
         done = counters["reads"] + counters["writes"]
@@ -159,9 +162,16 @@ def test_a_flush_comes_after_every_n_writes() -> None:
     assert kinds[:8] == [OUT, OUT, OUT, FLUSH, OUT, OUT, OUT, FLUSH]
 
 
-def test_a_used_ring_that_names_no_request_ends_the_load() -> None:
-    with bench() as it:
-        it.device.complete(777)
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_a_used_ring_that_names_no_request_ends_the_load(packed: bool) -> None:
+    with bench(packed=packed) as it:
+
+        def serve() -> int:
+            if it.device.waiting():
+                it.device.complete(777)
+            return 0
+
+        it.device.serve = serve  # type: ignore[method-assign]
         it.run(1)
         assert it.load.counters()["broken_ring"]
 
@@ -204,6 +214,31 @@ def test_an_open_loop_counts_latency_from_when_a_request_was_due() -> None:
         assert max(reads.max, writes.max) > 2 * slow
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_a_load_that_sleeps_is_woken_by_calls(packed: bool) -> None:
+    """The device calls when it is asked to, once for all that it completes in a go."""
+    with bench(packed=packed) as it:
+        serve = it.device.serve
+        asleep = 0
+
+        def serve_and_call() -> int:
+            nonlocal asleep
+            served = serve()
+            flags = it.device.u16(it.device.avail + (2 if packed else 0))
+            if served and flags == 0:
+                asleep += 1
+                os.eventfd_write(it.call, 1)
+            return served
+
+        it.device.serve = serve_and_call  # type: ignore[method-assign]
+        it.run(500, ns_per_tick=1e9 / tick_rate())
+        counters = it.load.counters()
+        assert counters["reads"] + counters["writes"] >= 500
+        assert asleep > 0
+        # It looks ten times a second without a call too: one that never came would show.
+        assert counters["elapsed_ticks"] < 20 * tick_rate()
+
+
 def test_a_block_that_does_not_fit_a_slot_is_refused() -> None:
     with pytest.raises(UsageError, match="at most 1024"), bench(block_bytes=BLOCK + 512):
         pass
@@ -212,8 +247,9 @@ def test_a_block_that_does_not_fit_a_slot_is_refused() -> None:
 # --- verification
 
 
-def test_a_right_device_verifies() -> None:
-    with bench(verify=True) as it:
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_a_right_device_verifies(packed: bool) -> None:
+    with bench(packed=packed, verify=True) as it:
         it.run(600)
         assert it.load.counters()["verified"] > 50
         assert it.load.first_mismatch() is None

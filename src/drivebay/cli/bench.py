@@ -14,6 +14,7 @@ from drivebay.cli.arguments import Parser, add_json_option, parse_size
 from drivebay.cli.output import DONE, Unreachable, print_json, print_table
 from drivebay.engines.vhost_user_connection import CannotConnect, TargetGone
 from drivebay.engines.vhost_user_workload import (
+    RECONNECT_S,
     Latency,
     LoadParams,
     LoadResult,
@@ -32,6 +33,7 @@ examples:
   drivebay bench /var/tmp/vhost.0 --rw randread --bs 4k --depth 32 --runtime 5
   drivebay bench /var/tmp/vhost.0 --rw randrw --verify --size 64M
   drivebay bench /var/tmp/vhost.0 --rw randread --rate 300k --json
+  drivebay bench /var/tmp/vhost.0 --rw randrw --verify --reconnect --runtime 600
 
 Writing workloads overwrite the disk. See docs/bench.md.
 """
@@ -110,6 +112,11 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--hugepages", action="store_true", help="keep the buffers in free 2 MiB huge pages"
     )
+    parser.add_argument(
+        "--interrupts",
+        action="store_true",
+        help="sleep until the target calls, as a guest does (default: poll)",
+    )
     add_json_option(parser)
     return parser
 
@@ -147,6 +154,12 @@ def _add_extent_options(parser: Parser, defaults: LoadParams) -> None:
         action="store_true",
         help="stamp what is written and check what is read; a writing load is read back at its end",
     )
+    parser.add_argument(
+        "--reconnect",
+        action="store_true",
+        help="when the target goes away, wait for it and go on with the requests in flight "
+        f"(at most {RECONNECT_S:g} s each time)",
+    )
 
 
 def _params(found: argparse.Namespace) -> LoadParams:
@@ -166,6 +179,8 @@ def _params(found: argparse.Namespace) -> LoadParams:
         core=found.core,
         hugepages=found.hugepages,
         write_cache=None if found.write_cache is None else found.write_cache == "on",
+        interrupts=found.interrupts,
+        reconnect_s=RECONNECT_S if found.reconnect else None,
     )
 
 
@@ -181,7 +196,8 @@ def _print_result(result: LoadResult) -> None:
     params = result.params
     print(
         f"{params.socket}: {_size(result.capacity_bytes)}, "
-        f"{'write-back' if result.write_cache else 'write-through'}, ring of {result.queue_size}"
+        f"{'write-back' if result.write_cache else 'write-through'}, "
+        f"{'packed' if result.packed else 'split'} ring of {result.queue_size}"
     )
     print(f"features  {' '.join(result.features)}")
     print(f"protocol  {' '.join(result.protocol_features)}")
@@ -197,6 +213,8 @@ def _print_result(result: LoadResult) -> None:
     print(f"requests  {result.reads} read, {result.writes} written, {result.flushes} flushed")
     print(f"kicks     {result.kicks}; {result.completions_per_poll:.1f} completions a poll")
     print(f"errors    {_error_list(result.errors) or 'none'}")
+    if params.reconnect_s is not None:
+        print(f"reconnects {result.reconnects}")
     if params.verify:
         print(f"verified  {result.verified_blocks} blocks, {result.mismatched_blocks} wrong")
     print()

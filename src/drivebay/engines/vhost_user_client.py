@@ -1,14 +1,13 @@
 """A vhost-user-blk initiator: the driver's side of any such target, without a guest.
 
-Context: control; every call blocks. `VhostUserBlk` sets a session up and offers
-single requests (tests, tools); load over the same queues is `vhost_user_workload`.
-Nothing that the target sends is trusted.
+Context: control; every call blocks. `VhostUserBlk` negotiates and offers single requests
+(tests, tools); memory and rings are `vhost_user_session`'s, and load over the same queues
+is `vhost_user_workload`. Nothing that the target sends is trusted.
 """
 
 from __future__ import annotations
 
 import errno
-import os
 import select
 import struct
 import time
@@ -17,20 +16,15 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, Self
 
-from drivebay.engines.vhost_user_connection import Connection, TargetGone
-from drivebay.engines.vhost_user_memory import GUEST_BASE, DriverMemory, QueueLayout
+from drivebay.engines.vhost_user_connection import CannotConnect, Connection, TargetGone
+from drivebay.engines.vhost_user_memory import QueueLayout
 from drivebay.engines.vhost_user_queue import DriverQueue
+from drivebay.engines.vhost_user_session import DriverSession, eventfd_fired
 from drivebay.errors import DrivebayError, PeerError, UsageError
 from drivebay.wire.vhost_user import (
     VHOST_USER_F_PROTOCOL_FEATURES,
-    MemoryRegion,
     ProtocolFeature,
     Request,
-    VringAddr,
-    VringFile,
-    VringState,
-    pack_mem_table,
-    pack_u64,
 )
 from drivebay.wire.virtio_blk import (
     SECTOR_BYTES,
@@ -41,11 +35,10 @@ from drivebay.wire.virtio_blk import (
 
 __all__ = ["DiskConfig", "RequestFailed", "RequestType", "VhostUserBlk"]
 
-# Where the memory lies in the imagined front end; ring addresses are of this kind.
-USER_BASE: Final = 0x5500_0000_0000
 DEFAULT_SLOT_BYTES: Final = 1 << 20
 # What one data descriptor may hold when the device sets no limit.
 DEFAULT_SEGMENT_BYTES: Final = 1 << 30
+RETRY_S: Final = 0.05
 
 
 class RequestType(IntEnum):
@@ -71,8 +64,10 @@ _UNDERSTOOD: Final = (
     BlkFeature.MQ,
     BlkFeature.DISCARD,
     BlkFeature.WRITE_ZEROES,
+    BlkFeature.RING_INDIRECT_DESC,
     BlkFeature.RING_EVENT_IDX,
     BlkFeature.VERSION_1,
+    BlkFeature.RING_PACKED,
 )
 _WANTED: Final = feature_mask(*_UNDERSTOOD, VHOST_USER_F_PROTOCOL_FEATURES)
 _WANTED_PROTOCOL: Final = ProtocolFeature.MQ | ProtocolFeature.REPLY_ACK | ProtocolFeature.CONFIG
@@ -121,10 +116,13 @@ class DiskConfig:
         return cls(*_CONFIG.unpack_from(data))
 
 
-class VhostUserBlk:
+class VhostUserBlk(DriverSession):
     """One session with a vhost-user-blk target, with all queues running.
 
-    ``slots`` requests of up to ``slot_bytes`` can be in flight on each queue.
+    ``slots`` requests of up to ``slot_bytes`` can be in flight on each queue. Rings are
+    packed where the target offers it; then an entry points to its request's descriptors, or
+    without ``indirect`` holds them. With ``keep_inflight`` the session can outlive the target
+    (``reconnect``).
     Raises: HostError, PeerError, UsageError when the session cannot be set up.
     """
 
@@ -137,19 +135,16 @@ class VhostUserBlk:
         slot_bytes: int = DEFAULT_SLOT_BYTES,
         timeout_s: float = 10.0,
         hugepages: bool = False,
+        indirect: bool = True,
+        keep_inflight: bool = False,
     ) -> None:
-        self.path = path
-        self.queues: list[DriverQueue] = []
-        self._descriptors: list[int] = []
-        self._calls: list[int] = []
-        self._errors: list[int] = []
-        self._timeout_s = timeout_s
-        self._memory: DriverMemory | None = None
-        self.connection = Connection(path, timeout_s)
+        super().__init__(path, timeout_s)
+        self._indirect = indirect
+        self._keep_inflight = keep_inflight
         try:
             self._negotiate(queues)
-            self._share_memory(queues, slots, slot_bytes, hugepages)
-            self._start_queues()
+            self._create(self._plan(queues, slots, slot_bytes), hugepages)
+            self._hand_over()
         except BaseException:
             self._release()
             raise
@@ -174,11 +169,6 @@ class VhostUserBlk:
     def features(self) -> list[str]:
         """Names of the negotiated device features."""
         return [feature.name for feature in _UNDERSTOOD if self.has(feature)]
-
-    @property
-    def protocol_features(self) -> list[str]:
-        """Names of the negotiated vhost-user features."""
-        return [str(feature.name) for feature in ProtocolFeature if feature in self._protocol]
 
     @property
     def queue_size(self) -> int:
@@ -207,9 +197,6 @@ class VhostUserBlk:
         if self.has(BlkFeature.CONFIG_WCE):
             return bool(self.disk.writeback)
         return self.has(BlkFeature.FLUSH)
-
-    def has(self, feature: BlkFeature) -> bool:
-        return bool(self._features >> feature & 1)
 
     # --- single requests
 
@@ -279,32 +266,44 @@ class VhostUserBlk:
         self.connection.set_config(WRITEBACK_OFFSET, bytes([enabled]))
         self.config()
 
-    def broken_queue(self) -> int | None:
-        """Index of a queue that the target gave up, by its error eventfd."""
-        for index, fd in enumerate(self._errors):
-            if _eventfd_fired(fd):
-                return index
-        return None
+    def reconnect(self, within_s: float) -> None:
+        """Wait for a target that went away, and let it go on where it was.
 
-    def close(self) -> None:
-        """Stop the queues, so that the target is done with our memory, and disconnect."""
-        try:
-            for index in range(len(self.queues)):
-                self.connection.stop_vring(index)
-        except PeerError:
-            pass  # it has gone already, and the memory with it
-        finally:
-            self._release()
+        Requests in flight stay so, and complete when it is back; another thread may
+        submit more meanwhile, or poll. Needs ``keep_inflight``.
+        Raises: TargetGone when it is not back in time, PeerError when it came back as another.
+        """
+        deadline = time.monotonic() + within_s
+        while True:
+            try:
+                return self._resume()
+            except (CannotConnect, TargetGone) as error:
+                if time.monotonic() > deadline:
+                    raise TargetGone(
+                        f"'{self.path}' did not come back within {within_s:g} s: {error}",
+                        hint=error.hint,
+                    ) from error
+            time.sleep(RETRY_S)
 
     # --- set-up, in the order of the protocol
 
     def _negotiate(self, queues: int) -> None:
-        self._features, self._protocol = self.connection.negotiate(_WANTED, _WANTED_PROTOCOL)
+        features, protocol = _WANTED, _WANTED_PROTOCOL
+        if self._keep_inflight:
+            protocol |= ProtocolFeature.INFLIGHT_SHMFD
+        self._features, self._protocol = self.connection.negotiate(features, protocol)
+        if not (self.packed and self._indirect):
+            self._features &= ~feature_mask(BlkFeature.RING_INDIRECT_DESC)
         if not self.has(BlkFeature.VERSION_1):
             raise PeerError(f"'{self.path}' does not offer VIRTIO_F_VERSION_1")
         if ProtocolFeature.CONFIG not in self._protocol:
             raise PeerError(
                 f"'{self.path}' offers no configuration space, so it is no vhost-user-blk target"
+            )
+        if self._keep_inflight and ProtocolFeature.INFLIGHT_SHMFD not in self._protocol:
+            raise PeerError(
+                f"'{self.path}' offers no INFLIGHT_SHMFD: it cannot go on after a crash",
+                hint="run without --reconnect",
             )
         self._max_queues = 1
         if ProtocolFeature.MQ in self._protocol:
@@ -316,66 +315,46 @@ class VhostUserBlk:
             )
         self.config()
 
-    def _share_memory(self, queues: int, slots: int, slot_bytes: int, hugepages: bool) -> None:
+    def _plan(self, queues: int, slots: int, slot_bytes: int) -> list[QueueLayout]:
         segment = DEFAULT_SEGMENT_BYTES
         if self.has(BlkFeature.SIZE_MAX) and self.disk.size_max >= SECTOR_BYTES:  # 0: no limit
             segment = self.disk.size_max // SECTOR_BYTES * SECTOR_BYTES
         if self.has(BlkFeature.SEG_MAX) and self.disk.seg_max:
             slot_bytes = min(slot_bytes, segment * self.disk.seg_max)
-        self._layouts = []
-        start = 0
+        layouts: list[QueueLayout] = []
         for _ in range(queues):
-            layout = QueueLayout.plan(start, slots, slot_bytes, segment)
-            self._layouts.append(layout)
-            start = layout.end
-        self._memory = DriverMemory(start, hugepages=hugepages)
-        self.connection.send(Request.SET_FEATURES, pack_u64(self._features))
-        region = MemoryRegion(GUEST_BASE, self._memory.size, USER_BASE, 0)
-        self.connection.send(Request.SET_MEM_TABLE, pack_mem_table((region,)), (self._memory.fd,))
-
-    def _start_queues(self) -> None:
-        assert self._memory is not None
-        for index, layout in enumerate(self._layouts):
-            kick, call, err = (self._eventfd() for _ in range(3))
-            self._calls.append(call)
-            self._errors.append(err)
-            event_idx = self.has(BlkFeature.RING_EVENT_IDX)
-            queue = DriverQueue(self._memory.map, layout, GUEST_BASE, event_idx, kick)
-            self.queues.append(queue)
-            send = self.connection.send
-            send(Request.SET_VRING_NUM, VringState(index, layout.size).pack())
-            send(Request.SET_VRING_BASE, VringState(index, 0).pack())
-            address = VringAddr(
-                index,
-                0,
-                USER_BASE + layout.desc,
-                USER_BASE + layout.used,
-                USER_BASE + layout.avail,
+            layout = QueueLayout.plan(
+                layouts[-1].end if layouts else 0,
+                slots,
+                slot_bytes,
+                segment,
+                packed=self.packed,
+                indirect=self.has(BlkFeature.RING_INDIRECT_DESC),
             )
-            send(Request.SET_VRING_ADDR, address.pack())
-            for request, fd in (
-                (Request.SET_VRING_ERR, err),
-                (Request.SET_VRING_CALL, call),
-                (Request.SET_VRING_KICK, kick),
-            ):
-                send(request, VringFile(index, True).pack(), (fd,))
-        if self._features >> VHOST_USER_F_PROTOCOL_FEATURES & 1:
-            for index in range(len(self._layouts)):
-                self.connection.send(Request.SET_VRING_ENABLE, VringState(index, 1).pack())
+            layouts.append(layout)
+        return layouts
 
-    def _eventfd(self) -> int:
-        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._descriptors.append(fd)
-        return fd
-
-    def _release(self) -> None:
+    def _resume(self) -> None:
+        """One try: a new connection, the same agreement, and what is in flight."""
+        agreed, disk = (self._features, self._protocol), self.disk
         self.connection.close()
-        self.queues.clear()
-        while self._descriptors:
-            os.close(self._descriptors.pop())
-        if self._memory is not None:
-            self._memory.close()
-            self._memory = None
+        self.connection = Connection(self.path, self._timeout_s)
+        try:
+            self._negotiate(len(self.queues))
+            if (self._features, self._protocol) != agreed:
+                raise PeerError(f"'{self.path}' came back with other features than it had")
+            if self.disk.capacity_sectors < disk.capacity_sectors:
+                raise PeerError(
+                    f"'{self.path}' came back with {self.disk.capacity_sectors} sectors "
+                    f"of the {disk.capacity_sectors} it had"
+                )
+            self._hand_over()
+            if self.config().writeback != disk.writeback:
+                self.set_write_cache(bool(disk.writeback))
+        except BaseException:
+            self.connection.close()
+            (self._features, self._protocol), self.disk = agreed, disk
+            raise
 
     # --- how a single request runs
 
@@ -415,17 +394,9 @@ class VhostUserBlk:
                 raise TargetGone(
                     f"'{self.path}' did not complete a request within {self._timeout_s:g} s"
                 )
-            _eventfd_fired(call)
+            eventfd_fired(call)
             if self.broken_queue() is not None:
                 raise PeerError("the target gave up queue 0", hint="the target's log says why")
             if self.connection.gone():
                 raise TargetGone(f"the target closed '{self.path}' with a request outstanding")
         return done[1]
-
-
-def _eventfd_fired(fd: int) -> bool:
-    try:
-        os.eventfd_read(fd)
-    except BlockingIOError:
-        return False
-    return True

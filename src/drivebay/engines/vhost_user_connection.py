@@ -18,6 +18,7 @@ from typing import Final, Self
 from drivebay.errors import HostError, PeerError, UsageError
 from drivebay.wire.vhost_user import (
     HEADER_BYTES,
+    MAX_FDS,
     VHOST_USER_F_PROTOCOL_FEATURES,
     ConfigAccess,
     HeaderFlag,
@@ -97,7 +98,9 @@ class Connection:
         return self._socket.fileno()
 
     def gone(self) -> bool:
-        """Has the target closed its end? Never blocks."""
+        """Has the target closed its end, or have we? Never blocks."""
+        if self._socket.fileno() < 0:
+            return True
         poll = select.poll()
         poll.register(self._socket, select.POLLIN | select.POLLRDHUP)
         return any(
@@ -120,6 +123,20 @@ class Connection:
         """Send a message that is always answered; returns the answer's payload."""
         self._write(request, payload, 0, ())
         return self._read_answer(request)
+
+    def ask_fd(self, request: Request, payload: bytes) -> tuple[bytes, int | None]:
+        """The same for an answer that brings a descriptor, which is the caller's then."""
+        self._write(request, payload, 0, ())
+        fds: list[int] = []
+        try:
+            answer = self._read_answer(request, fds)
+        except PeerError:
+            for fd in fds:
+                os.close(fd)
+            raise
+        for fd in fds[1:]:
+            os.close(fd)
+        return answer, fds[0] if fds else None
 
     def ask_u64(self, request: Request) -> int:
         return self._u64(request, self.ask(request))
@@ -179,8 +196,8 @@ class Connection:
         except OSError as error:
             raise self._gone(f"while {request.name} was sent", error) from error
 
-    def _read_answer(self, request: Request) -> bytes:
-        number, flags, size = _HEADER.unpack(self._read(request, HEADER_BYTES))
+    def _read_answer(self, request: Request, fds: list[int] | None = None) -> bytes:
+        number, flags, size = _HEADER.unpack(self._read(request, HEADER_BYTES, fds))
         if flags & 3 != 1 or not flags & HeaderFlag.REPLY or size > MAX_ANSWER_BYTES:
             raise PeerError(
                 f"'{self.path}' does not speak vhost-user: it answers {request.name} "
@@ -188,19 +205,27 @@ class Connection:
             )
         if number != request:
             raise PeerError(f"the target answers {request.name} with request {number}")
-        return self._read(request, size)
+        return self._read(request, size, fds)
 
-    def _read(self, request: Request, size: int) -> bytes:
+    def _read(self, request: Request, size: int, fds: list[int] | None = None) -> bytes:
+        """Read so many bytes; descriptors that come with them go to ``fds``, or are dropped."""
         data = bytearray()
         while len(data) < size:
             try:
-                part = self._socket.recv(size - len(data))
+                part = self._receive(size - len(data), fds)
             except OSError as error:
                 raise self._gone(f"while {request.name} waited for its answer", error) from error
             if not part:
                 raise self._gone(f"instead of answering {request.name}", None)
             data += part
         return bytes(data)
+
+    def _receive(self, size: int, fds: list[int] | None) -> bytes:
+        if fds is None:
+            return self._socket.recv(size)
+        part, new, _, _ = socket.recv_fds(self._socket, size, MAX_FDS)
+        fds += new
+        return part
 
     def _gone(self, moment: str, error: OSError | None) -> TargetGone:
         if isinstance(error, TimeoutError):

@@ -2,7 +2,9 @@
 
 Context: one thread of its own without the GIL, pinned to one core, polling. The thread
 that waits for it reads the counters and sets ``stop`` or ``abandon``; nothing else is shared.
-Never: allocates, raises, sleeps (it only yields its core after many empty polls).
+Never: allocates, raises; and never sleeps (it only yields its core after many empty polls)
+unless it is to wait for the target's calls, as a guest does. While the target is away
+it goes on looking: a target that comes back finds the rings as they are.
 
 Closed loop (no rate): every completion is answered with a new request at once. Open loop
 (a rate): requests fall due at fixed times, whatever the target does, and latency counts
@@ -13,6 +15,12 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from drivebay.engines.vhost_user_histogram cimport histogram_t
 from drivebay.engines.vhost_user_queue cimport DriverQueue, driver_queue_t
+
+cdef extern from "<poll.h>" nogil:
+    cdef struct pollfd:
+        int fd
+        short events
+        short revents
 
 cdef enum:
     KIND_READ = 0
@@ -64,6 +72,8 @@ cdef struct load_t:
     uint64_t duration_ticks
     double interval_ticks        # of the open loop; 0 = closed loop
     uint64_t gather_ticks        # longest wait for more completions; 0 = never wait
+    double ns_per_tick           # sleep on the calls between completions; 0 = poll
+    pollfd* calls                # one for each queue
     # Verification; sequences == NULL: none
     uint32_t* sequences          # per block
     uint64_t run

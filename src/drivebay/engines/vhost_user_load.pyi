@@ -48,10 +48,17 @@ class Load:
         Raises: UsageError for a block that does not fit a slot, MemoryError.
         """
 
-    def run(self, duration_ticks: int, interval_ticks: float, gather_ticks: int) -> None:
+    def run(
+        self,
+        duration_ticks: int,
+        interval_ticks: float,
+        gather_ticks: int,
+        ns_per_tick: float = 0.0,
+    ) -> None:
         """Run the workload. Blocks without the GIL; ``interval_ticks`` 0 is the closed loop.
 
         ``gather_ticks`` is the longest wait for more completions at once; 0 = never wait.
+        With ``ns_per_tick`` the loop sleeps until the target calls; 0 = it polls.
         """
 
     def reread(self) -> None:

@@ -3,14 +3,16 @@
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
+from posix.time cimport timespec
+from posix.unistd cimport read
 
 from drivebay.engines.vhost_user_histogram cimport Histogram, histogram_record
 from drivebay.engines.vhost_user_pattern cimport (
     PATTERN_SECTOR_BYTES, pattern_check, pattern_check_any, pattern_stamp,
 )
 from drivebay.engines.vhost_user_queue cimport (
-    SLOT_BAD, DriverQueue, driver_queue_data, driver_queue_publish, driver_queue_put,
-    driver_queue_ready, driver_queue_take,
+    SLOT_BAD, DriverQueue, driver_queue_arm, driver_queue_data, driver_queue_publish,
+    driver_queue_put, driver_queue_ready, driver_queue_silence, driver_queue_take,
 )
 from drivebay.memory.platform cimport (
     cpu_pause, load_relaxed_u64, prefetch_write, store_relaxed_u64, tsc_read,
@@ -26,6 +28,12 @@ from drivebay.errors import UsageError
 cdef extern from "<sched.h>" nogil:
     int sched_yield()
 
+# ppoll is GNU's; Python's header asks for such extensions.
+cdef extern from "<poll.h>" nogil:
+    enum: POLLIN
+    ctypedef struct sigset_t "sigset_t"
+    int ppoll(pollfd* fds, unsigned long nfds, const timespec* timeout, const sigset_t* mask)
+
 cdef extern from *:
     ctypedef unsigned long long uint128_t "unsigned __int128"
 
@@ -34,6 +42,7 @@ cdef enum:
     POLLS_PER_YIELD = 4096       # empty polls before somebody else may have the core
     GATHER_MOST = 8              # completions that are waited for
     GATHER_DEPTH = 8             # below this depth nothing is
+    SLEEP_MOST_NS = 100_000_000  # longest sleep: so often ``stop`` and ``abandon`` are looked at
 
 
 cdef inline uint64_t load_random(load_t* load) noexcept nogil:
@@ -266,6 +275,53 @@ cdef void load_issue_due(load_t* load) noexcept nogil:
         driver_queue_publish(load.queues[i].vq)
 
 
+cdef uint64_t load_sleep_ns(load_t* load, bint issuing) noexcept nogil:
+    """How long there is nothing to do but to wait for a call."""
+    cdef uint64_t due, now
+    cdef double left
+    if not issuing or load.interval_ticks == 0:
+        return SLEEP_MOST_NS
+    now = tsc_read()
+    due = load.begun + <uint64_t> (load.issued * load.interval_ticks)
+    if due <= now:
+        # Late already: every slot is taken, so only a completion helps.
+        return SLEEP_MOST_NS
+    left = (due - now) * load.ns_per_tick
+    return <uint64_t> left if left < SLEEP_MOST_NS else SLEEP_MOST_NS
+
+
+cdef void load_sleep(load_t* load, bint issuing) noexcept nogil:
+    """Sleep until the target calls, as a guest's driver does. Bound: queues."""
+    cdef uint32_t i
+    cdef uint64_t count = 0
+    cdef bint ready = False
+    cdef timespec timeout
+    for i in range(load.num_queues):
+        ready |= driver_queue_arm(load.queues[i].vq)
+    if not ready:
+        timeout.tv_sec = 0
+        timeout.tv_nsec = <long> load_sleep_ns(load, issuing)
+        ppoll(load.calls, load.num_queues, &timeout, NULL)
+    for i in range(load.num_queues):
+        if load.calls[i].revents & POLLIN:
+            read(load.calls[i].fd, &count, 8)
+            load.calls[i].revents = 0
+        driver_queue_silence(load.queues[i].vq)
+    load.now = tsc_read()
+
+
+cdef void load_rest(load_t* load, uint32_t idle, bint issuing) noexcept nogil:
+    """Nothing was complete: wait a little, in the way that is asked for."""
+    if load.ns_per_tick:
+        load_sleep(load, issuing)
+        return
+    cpu_pause()
+    if idle % POLLS_PER_CLOCK == 0:
+        load.now = tsc_read()
+    if idle % POLLS_PER_YIELD == 0:
+        sched_yield()
+
+
 cdef void load_run(load_t* load) noexcept nogil:
     """One turn: take what is complete on each queue, refill it at once, look at the clock."""
     cdef bint issuing = True
@@ -290,11 +346,7 @@ cdef void load_run(load_t* load) noexcept nogil:
             idle = 0
         else:
             idle += 1
-            cpu_pause()
-            if idle % POLLS_PER_CLOCK == 0:
-                load.now = tsc_read()
-            if idle % POLLS_PER_YIELD == 0:
-                sched_yield()
+            load_rest(load, idle, issuing)
         if issuing:
             issuing = (
                 load.now - load.begun < load.duration_ticks and not load.exhausted
@@ -325,10 +377,13 @@ cdef class Load:
         load.run = run
         load.random_state = run | 1
         load.queues = <load_queue_t*> calloc(load.num_queues, sizeof(load_queue_t))
-        if load.queues == NULL:
+        load.calls = <pollfd*> calloc(load.num_queues, sizeof(pollfd))
+        if load.queues == NULL or load.calls == NULL:
             raise MemoryError
         for i in range(load.num_queues):
             self.bind_queue(&load.queues[i], self.owners[i])
+            load.calls[i].fd = load.queues[i].vq.call_fd
+            load.calls[i].events = POLLIN
         for i in range(KINDS):
             load.latency[i] = &(<Histogram> self.latency[i]).histogram
         if verify:
@@ -364,6 +419,7 @@ cdef class Load:
         cdef uint32_t i
         cdef load_queue_t* q
         free(self.load.sequences)
+        free(self.load.calls)
         if self.load.queues == NULL:
             return
         for i in range(self.load.num_queues):
@@ -375,7 +431,8 @@ cdef class Load:
             free(q.free)
         free(self.load.queues)
 
-    def run(self, duration_ticks, interval_ticks, gather_ticks):
+    def run(self, duration_ticks, interval_ticks, gather_ticks, ns_per_tick=0.0):
+        self.load.ns_per_tick = ns_per_tick
         self.load.duration_ticks = duration_ticks
         self.load.gather_ticks = gather_ticks
         self.load.interval_ticks = interval_ticks

@@ -36,14 +36,22 @@ def _power_of_two(number: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class QueueLayout:
-    """Offsets of one queue's parts in the memory; made by ``plan``."""
+    """Offsets of one queue's parts in the memory; made by ``plan``.
 
+    Of a packed ring, ``avail`` and ``used`` are the driver's and the device's event
+    suppression areas, and the slots' chains lie apart from the ring; an ``indirect`` one's
+    entries point to them.
+    """
+
+    packed: bool
+    indirect: bool
     size: int
     slots: int
     chain_shift: int
     desc: int
     avail: int
     used: int
+    chains: int
     headers: int
     statuses: int
     data: int
@@ -53,7 +61,16 @@ class QueueLayout:
     end: int
 
     @classmethod
-    def plan(cls, start: int, slots: int, slot_bytes: int, segment_bytes: int) -> QueueLayout:
+    def plan(
+        cls,
+        start: int,
+        slots: int,
+        slot_bytes: int,
+        segment_bytes: int,
+        *,
+        packed: bool = False,
+        indirect: bool = False,
+    ) -> QueueLayout:
         """Lay out a queue for ``slots`` requests of up to ``slot_bytes`` each.
 
         Raises: UsageError when the ring would be longer than 1,024.
@@ -70,18 +87,23 @@ class QueueLayout:
             )
         desc = _aligned(start, PAGE_BYTES)
         avail = _aligned(desc + 16 * size, _LINE)
-        used = _aligned(avail + 4 + 2 * size + 2, _LINE)
-        headers = _aligned(used + 4 + 8 * size + 2, _LINE)
+        used = _aligned(avail + (4 if packed else 4 + 2 * size + 2), _LINE)
+        used_end = _aligned(used + (4 if packed else 4 + 8 * size + 2), _LINE)
+        chains = used_end if packed else desc
+        headers = _aligned(chains + 16 * slots * chain, _LINE) if packed else used_end
         statuses = _aligned(headers + 16 * slots, _LINE)
         data = _aligned(statuses + slots, PAGE_BYTES)
         stride = _aligned(slot_bytes, PAGE_BYTES)
         return cls(
+            packed=packed,
+            indirect=indirect,
             size=size,
             slots=slots,
             chain_shift=chain.bit_length() - 1,
             desc=desc,
             avail=avail,
             used=used,
+            chains=chains,
             headers=headers,
             statuses=statuses,
             data=data,

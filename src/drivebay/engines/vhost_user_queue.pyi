@@ -6,9 +6,15 @@ class DriverQueue:
     """One virtqueue from the driver's side. Context: one thread at a time."""
 
     def __init__(
-        self, memory: mmap, layout: QueueLayout, guest_base: int, event_idx: bool, kick_fd: int
+        self,
+        memory: mmap,
+        layout: QueueLayout,
+        guest_base: int,
+        event_idx: bool,
+        kick_fd: int,
+        call_fd: int,
     ) -> None:
-        """Lay the queue out in fresh memory; ``kick_fd`` is borrowed."""
+        """Lay the queue out in fresh memory; the descriptors are borrowed."""
 
     @property
     def slots(self) -> int: ...

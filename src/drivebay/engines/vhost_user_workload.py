@@ -2,7 +2,8 @@
 
 Context: control. The loop itself (vhost_user_load) runs in a thread of its own,
 pinned to one core; the calling thread sleeps, and looks ten times a second
-whether the target is still there and completes requests.
+whether the target is still there and completes requests. With ``reconnect_s`` it goes
+back to a target that went away, while the loop waits for what is in flight.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from drivebay.engines.vhost_user_client import VhostUserBlk, status_name
 from drivebay.engines.vhost_user_connection import TargetGone
 from drivebay.engines.vhost_user_histogram import Histogram
 from drivebay.engines.vhost_user_load import Load, tick_rate
-from drivebay.errors import HostError, PeerError, UsageError
+from drivebay.errors import DrivebayError, HostError, PeerError, UsageError
 from drivebay.wire.virtio_blk import BlkFeature
 
 if TYPE_CHECKING:
     from drivebay.engines.vhost_user_load import Counters, Mismatch
 
-__all__ = ["Latency", "LoadParams", "LoadResult", "Workload", "run_load"]
+__all__ = ["RECONNECT_S", "Latency", "LoadParams", "LoadResult", "Workload", "run_load"]
 
 CHECK_S: Final = 0.1
 STALL_S: Final = 10.0
+RECONNECT_S: Final = 30.0
 GATHER_S: Final = 5e-6
 MAX_BLOCK_BYTES: Final = 16 << 20
 MAX_RUNTIME_S: Final = 1e7
@@ -76,6 +78,9 @@ class LoadParams:
     core: int | None = None  # None: the last one that this process may use
     hugepages: bool = False
     write_cache: bool | None = None  # None: as the target has it
+    interrupts: bool = False  # sleep until the target calls, as a guest does; else poll
+    indirect: bool = True  # in a packed ring: entries point to their descriptors
+    reconnect_s: float | None = None  # how long to wait for a target that went away; None: end
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,7 @@ class LoadResult:
     protocol_features: list[str]
     write_cache: bool
     queue_size: int
+    packed: bool
     capacity_bytes: int
     core: int
     seconds: float
@@ -129,6 +135,7 @@ class LoadResult:
     completions_per_poll: float
     errors: dict[str, int] = field(default_factory=dict)
     interrupted: bool = False
+    reconnects: int = 0
     verified_blocks: int = 0
     mismatched_blocks: int = 0
     first_mismatch: str | None = None
@@ -158,6 +165,8 @@ def run_load(params: LoadParams) -> LoadResult:
         slots=params.depth,
         slot_bytes=params.block_bytes,
         hugepages=params.hugepages,
+        indirect=params.indirect,
+        keep_inflight=params.reconnect_s is not None,
     ) as disk:
         if params.write_cache is not None:
             disk.set_write_cache(params.write_cache)
@@ -198,6 +207,10 @@ def _check_params(params: LoadParams) -> None:
     for name, value in (("fsync", params.fsync), ("offset", params.offset)):
         if not 0 <= value < 1 << 63:
             raise UsageError(f"{name} {value} is out of range", field=name)
+    if params.reconnect_s is not None and not 0 < params.reconnect_s <= MAX_RUNTIME_S:
+        raise UsageError(
+            f"{params.reconnect_s} s to reconnect (must be above 0)", field="reconnect"
+        )
     if not 0 <= params.read_percent <= 100:
         raise UsageError(f"{params.read_percent} % reads (must be 0 to 100)", field="rwmixread")
 
@@ -210,6 +223,7 @@ class _Run:
         self.params = params
         self.core = core
         self.interrupted = False
+        self.reconnects = 0
         share = 0 if params.workload.writes else 100
         if params.workload is Workload.RANDRW:
             share = params.read_percent
@@ -276,7 +290,8 @@ class _Run:
             interval, gather = 0.0, int(GATHER_S * ticks_per_s)
         else:
             interval, gather = ticks_per_s / self.params.rate, 0
-        self._watch(lambda: self.load.run(duration, interval, gather))
+        ns_per_tick = 1e9 / ticks_per_s if self.params.interrupts else 0.0
+        self._watch(lambda: self.load.run(duration, interval, gather, ns_per_tick))
         latency = self.load.latency
         counters = self.load.counters()
         kicks = sum(queue.kicks for queue in self.disk.queues)
@@ -285,17 +300,21 @@ class _Run:
         return self._result(ticks_per_s, counters, latency, kicks)
 
     def _watch(self, work: Callable[[], None]) -> None:
-        """Run the loop in its thread, and end it when the target goes away or stalls."""
+        """Run the loop in its thread, and end it when the target is lost or stalls."""
         thread = threading.Thread(target=self._pinned, args=(work,), name="bench")
         thread.start()
         seen, seen_at = -1, time.monotonic()
-        trouble: PeerError | None = None
+        trouble: DrivebayError | None = None
         while thread.is_alive():
             try:
                 thread.join(CHECK_S)
                 now = time.monotonic()
                 if self.load.completions != seen or self.load.inflight == 0:
                     seen, seen_at = self.load.completions, now
+                within_s = self.params.reconnect_s
+                if trouble is None and within_s is not None and self.disk.connection.gone():
+                    trouble = self._come_back(within_s)
+                    seen_at = time.monotonic()
                 trouble = trouble or self._trouble(now - seen_at)
                 if trouble is not None:
                     self.load.abandon()
@@ -315,6 +334,15 @@ class _Run:
     def _pinned(self, work: Callable[[], None]) -> None:
         os.sched_setaffinity(0, {self.core})  # of this thread only
         work()
+
+    def _come_back(self, within_s: float) -> DrivebayError | None:
+        """Go back to the target with what is in flight; returns why that failed."""
+        try:
+            self.disk.reconnect(within_s)
+        except DrivebayError as error:
+            return error
+        self.reconnects += 1
+        return None
 
     def _trouble(self, quiet_s: float) -> PeerError | None:
         outstanding = f"{self.load.inflight} requests outstanding"
@@ -354,6 +382,7 @@ class _Run:
             protocol_features=self.disk.protocol_features,
             write_cache=self.disk.write_cache,
             queue_size=self.disk.queue_size,
+            packed=self.disk.packed,
             capacity_bytes=self.disk.capacity_bytes,
             core=self.core,
             seconds=seconds,
@@ -372,6 +401,7 @@ class _Run:
             completions_per_poll=total.count / max(counters["batches"], 1),
             errors={status_name(status): n for status, n in final["errors"].items()},
             interrupted=self.interrupted,
+            reconnects=self.reconnects,
             verified_blocks=final["verified"],
             mismatched_blocks=final["mismatches"],
             first_mismatch=_mismatch_text(self.load.first_mismatch()),
