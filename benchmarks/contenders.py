@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from spdk_peer import run_bdevperf
-from targets import DISK_BYTES, LOAD_CORE, TARGET_CORE, Target
+from targets import DISK_BYTES, LOAD_CORE, PACKED, TARGET_CORE, Target
 
 from drivebay.engines.vhost_user_client import VhostUserBlk
 from drivebay.engines.vhost_user_workload import LoadParams, LoadResult, Workload, run_load
@@ -72,7 +72,8 @@ class Served:
 
     target: Target
     load: dict[str, Any] = field(default_factory=dict)  # more of LoadParams
-    suffix: str = ""
+    suffix: str = ""  # of its name
+    packed: bool = False
     _chooses: dict[str, bool] = field(default_factory=dict)
 
     @property
@@ -80,7 +81,10 @@ class Served:
         return self.target.name + self.suffix
 
     def takes(self, case: Case) -> bool:
-        return case.workload in self.target.sockets
+        return self._disk(case) in self.target.sockets
+
+    def _disk(self, case: Case) -> str:
+        return case.workload + (PACKED if self.packed else "")
 
     def run(self, case: Case, seconds: float, rate: float | None) -> Sample:
         busy, cpu = self.target.busy_seconds(), self.target.cpu_seconds()
@@ -91,7 +95,7 @@ class Served:
         return sample_of(result, cpu, worked)
 
     def params(self, case: Case, seconds: float, rate: float | None) -> LoadParams:
-        path = self.target.sockets[case.workload]
+        path = self.target.sockets[self._disk(case)]
         return LoadParams(
             str(path),
             Workload(case.rw),

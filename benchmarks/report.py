@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from goals import OURS, Goal, table
 from measuring import Row, spread
+
+from drivebay.errors import DrivebayError
+from drivebay.rpc.client import RpcError
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -85,6 +90,28 @@ def save(folder: Path, name: str, found: dict[str, Any]) -> Path:
     document = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), **found}
     path.write_text(json.dumps(document, indent=1) + "\n")
     return path
+
+
+def quick_results() -> Path:
+    """Where results go that nobody should take for results."""
+    return Path(tempfile.gettempdir()) / "drivebay-bench-results"
+
+
+def need_two_cores() -> None:
+    if len(os.sched_getaffinity(0)) < 2:
+        raise DrivebayError("two cores are needed: one for the target, one for the load")
+
+
+def main(run: Callable[[], object]) -> int:
+    """Run a benchmark; an error that somebody can mend is a sentence and not a traceback."""
+    try:
+        run()
+    except (DrivebayError, RpcError) as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        if isinstance(error, DrivebayError) and error.hint:
+            print(f"hint: {error.hint}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def show_goals(found: Sequence[Goal]) -> str:

@@ -27,6 +27,7 @@ from drivebay.rpc.client import Client
 TARGET_CORE = 0
 LOAD_CORE = 1
 WORKLOADS = ("null", "malloc", "file hot", "file direct")
+PACKED = " packed"  # ends the name of a disk whose controller offers packed rings
 DISK_BYTES = 64 << 20
 DIRECT_BYTES = 512 << 20
 START_LIMIT_S = 30.0
@@ -153,8 +154,8 @@ class Target:
             self._process.wait()
         self._process = None
 
-    def add_disk(self, workload: str, file: Path | None = None, *, packed: bool = False) -> None:
-        """A bdev and a controller on it, by SPDK's methods."""
+    def add_disk(self, workload: str, file: Path | None = None) -> None:
+        """A bdev and a controller on it, by SPDK's methods; '… packed' has a packed ring."""
         name = workload.replace(" ", "-")
         kind = next((known for known in _METHODS if workload.startswith(known)), "null")
         params: dict[str, Any] = {"name": name, "block_size": 512}
@@ -164,7 +165,7 @@ class Target:
             params["filename"] = str(file)
         self.call(_METHODS[kind], **params)
         controller: dict[str, Any] = {"ctrlr": f"vhost.{name}", "dev_name": name}
-        if packed:
+        if workload.endswith(PACKED):
             controller["packed_ring"] = True
         self.call("vhost_create_blk_controller", **controller)
         self.sockets[workload] = self.log.parent / f"vhost.{name}"

@@ -29,6 +29,7 @@ from measuring import Row, measure
 from resting import among_idle, first_answers, rest, with_disks
 from spdk_peer import check_program, spdk_vhost
 from targets import (
+    PACKED,
     WORKLOADS,
     Target,
     disk_files,
@@ -40,7 +41,7 @@ from targets import (
     storage_daemon_nodes,
 )
 
-from drivebay.errors import DrivebayError
+from drivebay.rpc.client import RpcError
 
 DEPTHS = (1, 32, 128)
 RWS = ("randread", "randwrite")
@@ -53,9 +54,11 @@ class Field:
     targets: list[Target] = field(default_factory=list)
     contenders: list[Contender] = field(default_factory=list)
 
-    def add(self, target: Target) -> None:
+    def add(self, target: Target, *, packed: bool = False) -> None:
         self.targets.append(target)
         self.contenders.append(Served(target))
+        if packed:
+            self.contenders.append(Served(target, suffix=", packed", packed=True))
 
 
 def prepare(folder: Path, options: argparse.Namespace, stack: ExitStack) -> Field:
@@ -70,12 +73,12 @@ def prepare(folder: Path, options: argparse.Namespace, stack: ExitStack) -> Fiel
         return stack.enter_context(disk_files(wanted, owner))
 
     ours = drivebay(folder / "ours", OURS)
-    found.add(ours)
+    found.add(ours, packed=True)
     our_files = files("drivebay")
     _start(ours, options.workloads, our_files)
     if options.spdk is not None:
         spdk = spdk_vhost(options.spdk, folder / "spdk", options.bdevperf is not None)
-        found.add(spdk)
+        found.add(spdk, packed=True)
         _start(spdk, options.workloads, files("spdk"))
         if options.bdevperf is not None:
             check_program(options.bdevperf)
@@ -96,7 +99,17 @@ def _start(target: Target, workloads: Sequence[str], files: dict[str, Path]) -> 
     target.start()
     for workload in workloads:
         target.add_disk(workload, files.get(workload))
+        if workload in ("null", "malloc"):
+            _add_packed(target, workload)
     target.pause()
+
+
+def _add_packed(target: Target, workload: str) -> None:
+    """The same with packed rings, if the target has them."""
+    try:
+        target.add_disk(workload + PACKED)
+    except RpcError as error:
+        print(f"{target.name}, {workload}: no packed ring: {error}")
 
 
 def measure_resting(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -159,15 +172,13 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
         options.runtime, options.repeat, options.idle_seconds = 0.3, 2, 0.5
         options.disks, options.idle = min(options.disks, 8), min(options.idle, 8)
     if options.out is None:
-        quick = Path(tempfile.gettempdir()) / "drivebay-bench-results"
-        options.out = quick if options.quick else report.RESULTS
+        options.out = report.quick_results() if options.quick else report.RESULTS
     return options
 
 
 def run(options: argparse.Namespace) -> list[Row]:
     """Everything, printed and saved; returns the rows."""
-    if len(os.sched_getaffinity(0)) < 2:
-        raise DrivebayError("two cores are needed: one for the target, one for the load")
+    report.need_two_cores()
     cases = [Case(w, rw, d) for w in options.workloads for rw in options.rw for d in options.depths]
     with tempfile.TemporaryDirectory(prefix="drivebay-bench-") as name:
         folder = Path(name)
@@ -210,16 +221,5 @@ def _report(
     print(f"\nwritten: {path} and .svg")
 
 
-def main() -> int:
-    try:
-        run(parse(sys.argv[1:]))
-    except DrivebayError as error:
-        print(f"vhost_blk.py: error: {error}", file=sys.stderr)
-        if error.hint:
-            print(f"hint: {error.hint}", file=sys.stderr)
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(report.main(lambda: run(parse(sys.argv[1:]))))

@@ -61,3 +61,16 @@ def test_a_peer_that_is_not_built_is_said(tmp_path: Path) -> None:
     done = run("vhost_blk.py", "--quick", "--workloads", "null", "--spdk", str(tmp_path / "vhost"))
     assert done.returncode == 1
     assert "is not a program" in done.stderr
+
+
+def test_scale(tmp_path: Path) -> None:
+    done = run("scale.py", "--quick", "--counts", "1", "3", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "scale.json").read_text())
+    places = [(point["reactors"], point["controllers"]) for point in found["points"]]
+    assert places == [(1, 1), (1, 3), (2, 1), (2, 3)]
+    for point in found["points"]:
+        for mode in ("one busy", "all busy"):
+            assert point["modes"][mode][0]["iops"] > 0
+    assert [one["reactors"] for one in found["flatness"]] == [1, 2]
+    assert (tmp_path / "scale.svg").read_text().startswith("<svg")

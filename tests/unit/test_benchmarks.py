@@ -18,6 +18,7 @@ import goals
 import measuring
 import pytest
 import report
+import scale
 import spdk_peer
 import targets
 from contenders import Case, Sample
@@ -236,3 +237,39 @@ def test_the_storage_daemons_command(tmp_path: Path) -> None:
     command = targets.storage_daemon(tmp_path, nodes).command
     assert any("null-co" in word and "node-name=n0" in word for word in command)
     assert any("filename=/f,cache.direct=on,node-name=n1" in word for word in command)
+
+
+def point(reactors: int, controllers: int, iops: float, busy_ns: float) -> scale.Point:
+    found = scale.Point(reactors, controllers, FakeTarget("x"))
+    sample = Sample(iops, cpu_ns=2 * busy_ns, busy_ns=busy_ns)
+    found.samples = {scale.ONE_BUSY: [sample], scale.ALL_BUSY: [sample]}
+    found.idle_percent = [0.25]
+    return found
+
+
+def test_what_an_idle_controller_costs() -> None:
+    points = [point(1, 1, 2e6, 100.0), point(1, 11, 1e6, 120.0), point(2, 1, 3e6, 90.0)]
+    one, two = scale.flatness(points)
+    assert one == {"reactors": 1, "speed_kept": 0.5, "ns_each_idle_controller": 2.0}
+    assert two["speed_kept"] == 1.0
+    assert "| 1 | 11 | 1,000 (1,000 to 1,000) | 120 / 240 |" in scale.table(points)
+    assert points[0].as_json()["modes"]["one busy"][0]["iops"] == 2e6
+
+
+def test_lines_are_drawn(tmp_path: Path) -> None:
+    points = [point(1, 1, 2e6, 100.0), point(1, 11, 1e6, 120.0)]
+    chart.write_lines(tmp_path / "a.svg", "controllers", scale.panels(points))
+    root = ElementTree.parse(tmp_path / "a.svg").getroot()
+    lines = [element.get("points") for element in root if element.tag.endswith("polyline")]
+    assert len(lines) == 4  # one busy and all busy, speed and cost
+    assert all(line and len(line.split()) == 2 for line in lines)
+
+
+def test_a_packed_ring_is_a_disk_of_its_own() -> None:
+    target = FakeTarget("x")
+    served = contenders.Served(target, suffix=", packed", packed=True)
+    target.sockets["malloc"] = Path("/a")
+    assert served.name == "x, packed"
+    assert not served.takes(CASE)
+    target.sockets["malloc packed"] = Path("/b")
+    assert served.takes(CASE)
