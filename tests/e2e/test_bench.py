@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -173,6 +174,33 @@ def test_large_blocks_and_flushes(daemon: Daemon) -> None:
 def test_an_open_loop_keeps_its_rate(daemon: Daemon) -> None:
     result = run_load(LoadParams(daemon.socket, runtime_s=0.5, rate=500))
     assert 0 < result.reads <= 500 * result.seconds + 1
+
+
+@pytest.mark.parametrize("rate", [None, 300.0])
+def test_a_load_that_sleeps_until_it_is_called(daemon: Daemon, rate: float | None) -> None:
+    result = run_load(
+        LoadParams(daemon.socket, queues=2, depth=2, runtime_s=0.5, rate=rate, interrupts=True)
+    )
+    assert not result.failed
+    # It looks ten times a second without a call, too: that would be 20 requests.
+    assert result.reads > 25
+
+
+def test_another_thread_ends_a_load_and_it_is_verified(daemon: Daemon) -> None:
+    ended = threading.Event()
+    ended.set()
+    params = LoadParams(daemon.socket, Workload.RANDWRITE, runtime_s=3600, verify=True)
+    result = run_load(params, ended)
+    assert result.writes > 0
+    assert result.verified_blocks > 0
+    assert not result.interrupted
+
+
+def test_a_target_that_keeps_no_requests_is_refused(daemon: Daemon) -> None:
+    done = bench(daemon.socket, "--reconnect")
+    assert done.returncode == 1
+    assert "offers no INFLIGHT_SHMFD" in done.stderr
+    assert "hint: run without --reconnect" in done.stderr
 
 
 def test_a_write_behind_the_drivers_back_is_a_mismatch(daemon: Daemon) -> None:

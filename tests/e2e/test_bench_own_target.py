@@ -116,6 +116,17 @@ def test_a_polling_target_is_not_kicked(disk_socket: str) -> None:
     assert result.kicks < result.reads / 10
 
 
+def test_a_load_that_sleeps_is_called(disk_socket: str) -> None:
+    result = run_load(
+        LoadParams(
+            disk_socket, Workload.RANDRW, depth=2, runtime_s=0.5, interrupts=True, verify=True
+        )
+    )
+    assert not result.failed
+    # It looks ten times a second without a call, too: that would be 10 requests.
+    assert result.reads + result.writes > 25
+
+
 def test_an_idle_target_is_woken(disk_socket: str) -> None:
     result = run_load(LoadParams(disk_socket, depth=1, runtime_s=0.5, rate=50))
     assert result.reads > 0

@@ -151,8 +151,10 @@ class LoadResult:
         return document
 
 
-def run_load(params: LoadParams) -> LoadResult:
+def run_load(params: LoadParams, ended: threading.Event | None = None) -> LoadResult:
     """Open a session, run the load, and close it; Ctrl-C ends it early, with a result.
+
+    Another thread ends it by ``ended``; then what it wrote is still read back and verified.
 
     Raises: UsageError, HostError, PeerError; TargetGone when the target closes the
     socket, or completes nothing for 10 s while requests are outstanding.
@@ -170,7 +172,7 @@ def run_load(params: LoadParams) -> LoadResult:
     ) as disk:
         if params.write_cache is not None:
             disk.set_write_cache(params.write_cache)
-        return _Run(disk, params, core).measure()
+        return _Run(disk, params, core).measure(ended or threading.Event())
 
 
 def _choose_core(core: int | None) -> int:
@@ -282,7 +284,7 @@ class _Run:
             )
         return blocks
 
-    def measure(self) -> LoadResult:
+    def measure(self, ended: threading.Event) -> LoadResult:
         """Run the load, and with --verify read back all that it wrote."""
         ticks_per_s = tick_rate()
         duration = int(self.params.runtime_s * ticks_per_s)
@@ -291,15 +293,15 @@ class _Run:
         else:
             interval, gather = ticks_per_s / self.params.rate, 0
         ns_per_tick = 1e9 / ticks_per_s if self.params.interrupts else 0.0
-        self._watch(lambda: self.load.run(duration, interval, gather, ns_per_tick))
+        self._watch(lambda: self.load.run(duration, interval, gather, ns_per_tick), ended)
         latency = self.load.latency
         counters = self.load.counters()
         kicks = sum(queue.kicks for queue in self.disk.queues)
         if self.params.verify and self.params.workload.writes and not self.interrupted:
-            self._watch(self.load.reread)
+            self._watch(self.load.reread, threading.Event())
         return self._result(ticks_per_s, counters, latency, kicks)
 
-    def _watch(self, work: Callable[[], None]) -> None:
+    def _watch(self, work: Callable[[], None], ended: threading.Event) -> None:
         """Run the loop in its thread, and end it when the target is lost or stalls."""
         thread = threading.Thread(target=self._pinned, args=(work,), name="bench")
         thread.start()
@@ -308,6 +310,8 @@ class _Run:
         while thread.is_alive():
             try:
                 thread.join(CHECK_S)
+                if ended.is_set():
+                    self.load.stop()
                 now = time.monotonic()
                 if self.load.completions != seen or self.load.inflight == 0:
                     seen, seen_at = self.load.completions, now
