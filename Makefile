@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup build run check test bench docs dev asan clean
+.PHONY: help setup build run check test bench docs dev asan fuzz clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -21,7 +21,7 @@ run: setup  ## boot a real guest in QEMU on a disk that we serve
 check: setup  ## format, lint, types, style and unit tests: under two minutes
 	@$(BIN)/python tools/checks.py check
 
-test: setup  ## everything that CI runs: check, then spec, property, hostile and end-to-end tests
+test: setup  ## check, then spec, property, hostile and end-to-end tests and a short fuzz; CI runs it and asan
 	@$(BIN)/python tools/checks.py test
 
 bench: setup  ## measure against other targets: a table, a chart, benchmarks/results
@@ -34,11 +34,16 @@ docs:  ## list the documents
 dev:  ## an editable install in .venv-dev, rebuilt when it is imported
 	@$(PYTHON) tools/setup.py dev
 
-asan:  ## unit tests with bounds checks, address and undefined-behaviour sanitizers
+asan:  ## the data plane's tests and a short fuzz with bounds checks, address and undefined-behaviour sanitizers
 	@$(PYTHON) tools/setup.py asan
-	@LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
-	  ASAN_OPTIONS=detect_leaks=0:handle_segv=0 UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1 \
-	  .venv-asan/bin/python -m pytest -q tests/unit
+	@.venv-asan/bin/python tools/checks.py asan
+
+SECONDS ?= 600
+SEED ?=
+fuzz: setup  ## fuzz rings (under sanitizers) and messages (by coverage) for SECONDS=600; SEED= repeats
+	@$(PYTHON) tools/setup.py asan
+	@.venv-asan/bin/python tools/sanitized.py -m fuzz rings --seconds $$(($(SECONDS) / 2)) $(SEED:%=--seed %)
+	@$(BIN)/python -m fuzz guided --seconds $$(($(SECONDS) / 2)) $(SEED:%=--seed %)
 
 clean:  ## remove the environments, the build and every cache in the clone
 	rm -rf .venv .venv-dev .venv-asan build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

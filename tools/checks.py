@@ -2,7 +2,9 @@
 """Run the checks and tests, part by part; each part prints its time.
 
     tools/checks.py check           the fast ones
-    tools/checks.py test            all of them, what CI runs
+    tools/checks.py test            all of them
+    tools/checks.py asan            those that reach the data plane, under sanitizers:
+                                    run it with the Python of .venv-asan (`make asan`)
     tools/checks.py lint unit       only these parts
 
 Every part runs even when one before it failed, so that one run shows all. A part
@@ -21,7 +23,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = [sys.executable, "-m"]
-PYTHON_FILES = [name for name in ("src", "tests", "tools", "benchmarks") if (ROOT / name).is_dir()]
+PYTHON_FILES = [
+    name for name in ("src", "tests", "tools", "benchmarks", "fuzz") if (ROOT / name).is_dir()
+]
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,16 @@ TEST = [
     pytest_part("spec"),
     pytest_part("property"),
     pytest_part("hostile", 600),
+    Part("fuzz", [*PYTHON, "fuzz", "short"]),
     pytest_part("e2e", 1200),
+]
+SANITIZED = [sys.executable, "tools/sanitized.py", "-m"]
+ASAN = [
+    *(
+        Part(f"asan-{folder}", [*SANITIZED, "pytest", "-q", f"tests/{folder}"], 900)
+        for folder in ("unit", "spec", "property", "hostile")
+    ),
+    Part("asan-fuzz", [*SANITIZED, "fuzz", "short"], 600),
 ]
 
 
@@ -79,10 +92,12 @@ def chosen(words: list[str]) -> list[Part]:
         return CHECK
     if words == ["test"]:
         return TEST
-    by_name = {part.name: part for part in TEST}
+    if words == ["asan"]:
+        return ASAN
+    by_name = {part.name: part for part in [*TEST, *ASAN]}
     unknown = [word for word in words if word not in by_name]
     if unknown or not words:
-        sys.exit(f"checks: no part {unknown}; there are: check test {' '.join(by_name)}")
+        sys.exit(f"checks: no part {unknown}; there are: check test asan {' '.join(by_name)}")
     return [by_name[word] for word in words]
 
 

@@ -16,7 +16,7 @@ def test_check_is_the_beginning_of_test() -> None:
 
 @pytest.mark.parametrize("words", [[], ["no-such-part"], ["check", "no-such-part"]])
 def test_an_unknown_part_is_refused_with_the_names_there_are(words: list[str]) -> None:
-    with pytest.raises(SystemExit, match="there are: check test format"):
+    with pytest.raises(SystemExit, match="there are: check test asan format"):
         checks.chosen(words)
 
 
