@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from drivebay.errors import HostError, UsageError
+from drivebay.errors import HostError, InUse, UsageError
 from drivebay.rpc.schema import (
     BDEV,
     RUNTIME,
@@ -22,6 +24,13 @@ from drivebay.rpc.schema import (
 if TYPE_CHECKING:
     from drivebay.bdev.base import Bdev
     from drivebay.target.target import Target
+
+_log = logging.getLogger(__name__)
+
+HOLDER_LIMIT_S: Final = 30.0
+_QUIET_S: Final = 1.0
+_RETRY_S: Final = 0.02
+_RETRY_MOST_S: Final = 0.5
 
 _NAME: Final = (Param("name", String(), required=True, doc="the bdev"),)
 _BLOCK_SIZE: Final = Param("block_size", Integer(32), default=0, doc="0: what the file asks for")
@@ -49,8 +58,36 @@ async def _create(target: Target, params: Params, module: str) -> str:
             params.get("fallocate"),
         )
 
-    bdev = await target.registry.create(name, params["uuid"], build)
+    def create() -> Awaitable[Bdev]:
+        return target.registry.create(name, params["uuid"], build)
+
+    bdev = await (_wait_for_holder(create) if target.loading else create())
     return bdev.name
+
+
+async def _wait_for_holder(attempt: Callable[[], Awaitable[Bdev]]) -> Bdev:
+    """Try until nobody holds the file any more. Raises: InUse after HOLDER_LIMIT_S.
+
+    A target that was killed keeps its lock while the kernel is at its last requests, and its
+    successor must not start new ones before those have landed or died. Only a configuration
+    waits so; a client wants to hear at once that a file is in use.
+    """
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    pause_s = _RETRY_S
+    told = False
+    while True:
+        try:
+            return await attempt()
+        except InUse as held:
+            waited_s = loop.time() - began
+            if waited_s >= HOLDER_LIMIT_S:
+                raise
+            if waited_s >= _QUIET_S and not told:
+                told = True
+                _log.warning("%s: waiting up to %d s for that to end", held, HOLDER_LIMIT_S)
+        await asyncio.sleep(pause_s)
+        pause_s = min(2 * pause_s, _RETRY_MOST_S)  # each attempt looks who holds it
 
 
 async def _rescan(target: Target, name: str, module: str) -> bool:

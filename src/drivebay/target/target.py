@@ -108,6 +108,11 @@ class Target:
         """The configuration is loaded: whoever waits for it may go on."""
         self._initialised.set()
 
+    @property
+    def loading(self) -> bool:
+        """Whether the configuration is not loaded yet."""
+        return not self._initialised.is_set()
+
     async def wait_init(self) -> None:
         """Wait until the target is initialised and its configuration loaded."""
         await self._initialised.wait()
