@@ -19,6 +19,7 @@ from typing import NamedTuple, Protocol, Self
 
 from tests.fakes import front_end as vu
 from tests.fakes.memory import APART, GuestMemory, Layout
+from tests.fakes.packed_ring import PackedRing
 from tests.fakes.ring import Segment, SplitRing
 
 SECTOR = 512
@@ -27,6 +28,15 @@ STATUS_UNTOUCHED = 0xEE
 F_SIZE_MAX, F_SEG_MAX, F_RO, F_BLK_SIZE, F_FLUSH = 1, 2, 5, 6, 9
 F_TOPOLOGY, F_CONFIG_WCE, F_MQ, F_DISCARD, F_WRITE_ZEROES = 10, 11, 12, 13, 14
 F_INDIRECT, F_EVENT_IDX, F_VERSION_1, F_RING_PACKED = 28, 29, 32, 34
+
+
+AnyRing = SplitRing | PackedRing
+
+
+def make_ring(features: int, memory: GuestMemory, size: int, start: int = 0) -> AnyRing:
+    """A ring of the kind that these features call for."""
+    kind = PackedRing if features >> F_RING_PACKED & 1 else SplitRing
+    return kind(memory, size, event_idx=bool(features >> F_EVENT_IDX & 1), start=start)
 
 
 class Kind(IntEnum):
@@ -130,7 +140,7 @@ def _take(fd: int) -> int:
 class Pending:
     """One request in flight: its buffers, and where its answer will be."""
 
-    head: int
+    head: int  # in a packed ring: the buffer id
     readable: list[Segment]
     writable: list[Segment]
     completion: Completion | None = None
@@ -139,12 +149,24 @@ class Pending:
 class BlkDriver:
     """Requests on one ring. Never more than the ring has room for."""
 
-    def __init__(self, ring: SplitRing, port: Port, *, timeout: float = 30.0) -> None:
-        self.ring = ring
+    def __init__(self, ring: AnyRing, port: Port, *, timeout: float = 30.0) -> None:
+        self.any_ring = ring
         self.memory = ring.memory
         self.port = port
         self.timeout = timeout
         self.pending: dict[int, Pending] = {}
+
+    @property
+    def ring(self) -> SplitRing:
+        """For a test of split rings only."""
+        assert isinstance(self.any_ring, SplitRing)
+        return self.any_ring
+
+    @property
+    def packed(self) -> PackedRing:
+        """For a test of packed rings only."""
+        assert isinstance(self.any_ring, PackedRing)
+        return self.any_ring
 
     # ---- any request ---------------------------------------------------------------------
 
@@ -170,14 +192,14 @@ class BlkDriver:
         self, readable: list[Segment], writable: list[Segment], *, indirect: bool = False
     ) -> Pending:
         """Put any chain into the ring, not yet published."""
-        head = self.ring.add([*readable, *writable], indirect=indirect)
+        head = self.any_ring.add([*readable, *writable], indirect=indirect)
         pending = Pending(head, readable, writable)
         self.pending[head] = pending
         return pending
 
     def publish(self) -> bool:
         """Show all queued requests at once, and kick only if asked to. True if kicked."""
-        wanted = self.ring.publish()
+        wanted = self.any_ring.publish()
         if wanted:
             self.port.kick()
         return wanted
@@ -185,7 +207,7 @@ class BlkDriver:
     def collect(self) -> list[Pending]:
         """Completions that are here now, in the order of the used ring."""
         done = []
-        for used in self.ring.take_used():
+        for used in self.any_ring.take_used():
             pending = self.pending.pop(used.head)
             answer = b"".join(self.memory.read(s.addr, s.length) for s in pending.writable)
             status = answer[-1] if answer else STATUS_UNTOUCHED
@@ -218,7 +240,7 @@ class BlkDriver:
             for segment in (*pending.readable, *pending.writable):
                 self.memory.free(segment.addr, segment.length)
         self.pending.clear()
-        self.ring.release()
+        self.any_ring.release()
 
     def request(
         self,
@@ -331,6 +353,7 @@ class Session:
         offered = front.get_features()
         wanted = {F_SIZE_MAX, F_SEG_MAX, F_RO, F_BLK_SIZE, F_FLUSH, F_TOPOLOGY, F_MQ}
         wanted |= {F_CONFIG_WCE, F_DISCARD, F_WRITE_ZEROES, F_INDIRECT, F_EVENT_IDX, F_VERSION_1}
+        wanted.add(F_RING_PACKED)
         mask = sum(1 << bit for bit in wanted - set(without))
         if offered >> vu.F_PROTOCOL_FEATURES & 1:
             ours = sum(1 << bit for bit in vu.Protocol if bit != vu.Protocol.LOG_SHMFD)
@@ -343,8 +366,7 @@ class Session:
 
     def prepare_queue(self, size: int = 64, start: int = 0) -> BlkDriver:
         """A ring and its eventfds, of which the target knows nothing yet."""
-        event_idx = bool(self.front_end.features >> F_EVENT_IDX & 1)
-        ring = SplitRing(self.memory, size, event_idx=event_idx, start=start)
+        ring = make_ring(self.front_end.features, self.memory, size, start)
         port = EventPort()
         self.ports.append(port)
         return BlkDriver(ring, port, timeout=self.timeout)
@@ -358,14 +380,14 @@ class Session:
             self.ports[index] = self.ports.pop()
         else:
             self.drivers.append(driver)
-        self.start_queue_on(index, driver.ring, self.ports[index])
+        self.start_queue_on(index, driver.any_ring, self.ports[index])
         return driver
 
-    def start_queue_on(self, index: int, ring: SplitRing, port: EventPort) -> None:
+    def start_queue_on(self, index: int, ring: AnyRing, port: EventPort) -> None:
         """Start queue ``index`` on a ring that is there, in the order QEMU uses."""
         front = self.front_end
         front.set_vring_num(index, ring.size)
-        front.set_vring_base(index, ring.start & 0xFFFF)
+        front.set_vring_base(index, ring.base)
         self.set_addresses(index, ring)
         front.set_vring_kick(index, port.kick_fd)
         front.set_vring_call(index, port.call_fd)
@@ -377,9 +399,9 @@ class Session:
         """After GET_VRING_BASE: give the old ring's memory back and start with a new one."""
         old = self.drivers[index]
         old.forget()
-        return self.start_queue(index, old.ring.size)
+        return self.start_queue(index, old.any_ring.size)
 
-    def set_addresses(self, index: int, ring: SplitRing) -> None:
+    def set_addresses(self, index: int, ring: AnyRing) -> None:
         memory = self.memory
         self.front_end.set_vring_addr(
             index,

@@ -103,6 +103,11 @@ class SplitRing:
         self.memory.store_u16(self.avail, flags)
 
     @property
+    def base(self) -> int:
+        """Where the ring starts, as SET_VRING_BASE says it."""
+        return self.start & 0xFFFF
+
+    @property
     def avail_idx(self) -> int:
         return self._avail_idx & 0xFFFF
 

@@ -17,13 +17,22 @@ from drivebay.dataplane.blk_queue import BlkQueue
 from drivebay.memory.guest_memory import MemoryTable, Region
 from drivebay.reactor.mailbox import Answer, ControlMailbox
 from drivebay.reactor.reactor import Reactor
-from tests.fakes.driver import F_EVENT_IDX, F_INDIRECT, F_VERSION_1, BlkDriver, EventPort
+from tests.fakes.driver import (
+    F_EVENT_IDX,
+    F_INDIRECT,
+    F_RING_PACKED,
+    F_VERSION_1,
+    AnyRing,
+    BlkDriver,
+    EventPort,
+    make_ring,
+)
 from tests.fakes.memory import APART, GuestMemory, Layout
-from tests.fakes.ring import SplitRing
 
 TICK = 10_000
 PATIENCE_S = 10.0
 FEATURES = 1 << F_VERSION_1 | 1 << F_INDIRECT | 1 << F_EVENT_IDX
+PACKED = FEATURES | 1 << F_RING_PACKED
 SERIAL = b"stepped"
 
 
@@ -110,12 +119,11 @@ class Machine:
         return answer.result()
 
     def add_queue(
-        self, size: int = 16, *, start: int = 0, ring: SplitRing | None = None
+        self, size: int = 16, *, start: int = 0, ring: AnyRing | None = None
     ) -> BlkDriver:
         """A started queue and its driver."""
         if ring is None:
-            event_idx = bool(self.features >> F_EVENT_IDX & 1)
-            ring = SplitRing(self.memory, size, event_idx=event_idx, start=start)
+            ring = make_ring(self.features, self.memory, size, start)
         queue = self.prepare_queue(ring)
         port = self.make_port()
         self.ports.append(port)
@@ -126,8 +134,8 @@ class Machine:
     def make_port(self) -> EventPort:
         return SteppedPort(self)
 
-    def prepare_queue(self, ring: SplitRing) -> BlkQueue:
-        """A queue on a ring, not started yet."""
+    def prepare_queue(self, ring: AnyRing, base: int | None = None) -> BlkQueue:
+        """A queue on a ring, not started yet; ``base`` for another than the ring's own."""
         memory = self.memory
         queue = BlkQueue(
             self.channel,
@@ -137,7 +145,7 @@ class Machine:
             desc=memory.user_addr(ring.desc),
             avail=memory.user_addr(ring.avail),
             used=memory.user_addr(ring.used),
-            base=ring.start & 0xFFFF,
+            base=ring.base if base is None else base,
             features=self.features,
             readonly=self.readonly,
             write_through=self.write_through,
@@ -154,7 +162,7 @@ class Machine:
         return self.table
 
     def stop_queue(self, index: int) -> int:
-        """Stop one queue; returns its next avail index."""
+        """Stop one queue; returns where it stands."""
         return self.settle(self.queues[index].stop())
 
     def end_reactor(self) -> None:

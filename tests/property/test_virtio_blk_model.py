@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tests.fakes.driver import (
     F_EVENT_IDX,
     F_INDIRECT,
+    F_RING_PACKED,
     F_VERSION_1,
     STATUS_UNTOUCHED,
     BlkDriver,
@@ -31,7 +32,7 @@ DISK_BYTES = 64 << 10
 SECTORS = DISK_BYTES // 512
 ROOM_MAX = 8192
 COMMON = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
+    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow], database=None
 )
 
 
@@ -164,11 +165,10 @@ def run(machine: Machine, model: Model, batches: Sequence[Sequence[Wish]]) -> No
     assert machine.queues[0].counters().bad_requests == 0
 
 
-features = st.sampled_from(
-    [
-        1 << F_VERSION_1 | 1 << F_INDIRECT,
-        1 << F_VERSION_1 | 1 << F_INDIRECT | 1 << F_EVENT_IDX,
-    ]
+features = st.builds(
+    lambda *bits: 1 << F_VERSION_1 | 1 << F_INDIRECT | sum(bits),
+    st.sampled_from([0, 1 << F_EVENT_IDX]),
+    st.sampled_from([0, 1 << F_RING_PACKED]),
 )
 
 
@@ -198,11 +198,16 @@ def layouts(draw: st.DrawFn) -> tuple[Layout, ...]:
 
 
 @COMMON
-@given(layout=layouts(), batches=st.lists(st.lists(wishes, min_size=1, max_size=4), max_size=4))
+@given(
+    layout=layouts(),
+    batches=st.lists(st.lists(wishes, min_size=1, max_size=4), max_size=4),
+    negotiated=features,
+)
 def test_borders_of_memory_regions_do_not_show(
-    layout: tuple[Layout, ...], batches: list[list[Wish]]
+    layout: tuple[Layout, ...], batches: list[list[Wish]], negotiated: int
 ) -> None:
-    with Machine(malloc_bdev(size_bytes=DISK_BYTES), layouts=layout) as machine:
+    bdev = malloc_bdev(size_bytes=DISK_BYTES)
+    with Machine(bdev, layouts=layout, features=negotiated) as machine:
         run(machine, Model(512, False), batches)
 
 
@@ -211,12 +216,13 @@ def test_borders_of_memory_regions_do_not_show(
     wanted=st.lists(wishes, min_size=1, max_size=30),
     gaps=st.lists(st.integers(0, 8), min_size=30, max_size=30),
     start=st.sampled_from([0, 65500, 65535]),
+    negotiated=features,
 )
 def test_every_request_is_answered_once_whenever_it_is_published(
-    wanted: list[Wish], gaps: list[int], start: int
+    wanted: list[Wish], gaps: list[int], start: int, negotiated: int
 ) -> None:
     """Many in flight, kicked only when asked, at any moment between work and sleep."""
-    with Machine(malloc_bdev(size_bytes=DISK_BYTES)) as machine:
+    with Machine(malloc_bdev(size_bytes=DISK_BYTES), features=negotiated) as machine:
         disk = machine.add_queue(512, start=start)
         waiting = []
         for wish, gap in zip(wanted, gaps, strict=False):

@@ -10,12 +10,13 @@ import pytest
 
 from tests.fakes.driver import F_EVENT_IDX, F_INDIRECT, F_VERSION_1, Kind
 from tests.fakes.ring import USED_F_NO_NOTIFY
-from tests.fakes.stepped import Machine
+from tests.fakes.stepped import FEATURES, PACKED, Machine
 
 STARTS = [0, 1, 32767, 32768, 65533, 65534, 65535]
 EVENT_IDX = 1 << F_VERSION_1 | 1 << F_INDIRECT | 1 << F_EVENT_IDX
 FLAGS = 1 << F_VERSION_1 | 1 << F_INDIRECT
 UNTIL_ASLEEP = 200
+BOTH_RINGS = pytest.mark.parametrize("features", [FEATURES, PACKED], ids=["split", "packed"])
 
 
 @pytest.mark.parametrize("features", [EVENT_IDX, FLAGS], ids=["event-idx", "flags"])
@@ -88,9 +89,10 @@ def test_a_busy_queue_asks_for_no_kick(features: int) -> None:
         assert machine.ports[0].kicks == kicks
 
 
-def test_spurious_kicks_do_no_harm() -> None:
+@BOTH_RINGS
+def test_spurious_kicks_do_no_harm(features: int) -> None:
     """The device requirement: "The device MUST handle spurious notifications from the driver"."""
-    with Machine() as machine:
+    with Machine(features=features) as machine:
         disk = machine.add_queue()
         for turn in range(20):
             machine.ports[0].kick()
@@ -126,9 +128,10 @@ def test_stopping_gives_the_next_avail_index_and_does_not_reset_it(start: int) -
         assert machine.stop_queue(0) == (start + 3) & 0xFFFF
 
 
-def test_a_stop_in_the_same_turn_as_the_last_completion_answers_once() -> None:
+@BOTH_RINGS
+def test_a_stop_in_the_same_turn_as_the_last_completion_answers_once(features: int) -> None:
     """What completed is published before the stop is answered, and never after."""
-    with Machine() as machine:
+    with Machine(features=features) as machine:
         disk = machine.add_queue()
         machine.settle(machine.channel.gate())
         pending = disk.queue(Kind.OUT, 0, b"\x01" * 512)
@@ -139,29 +142,33 @@ def test_a_stop_in_the_same_turn_as_the_last_completion_answers_once() -> None:
         machine.step()
         assert opened.done
         assert stopped.done
-        assert stopped.result() == 1
+        assert stopped.result() == (1 if features == FEATURES else 0x8003_8003)
         disk.collect()
         assert pending.completion is not None
         machine.step(20)
 
 
-def test_a_stopped_queue_touches_nothing() -> None:
-    with Machine() as machine:
+@BOTH_RINGS
+def test_a_stopped_queue_touches_nothing(features: int) -> None:
+    with Machine(features=features) as machine:
         disk = machine.add_queue()
         disk.write(0, b"\x01" * 512)
         machine.stop_queue(0)
         machine.ports[0].take_calls()
-        whole = disk.memory.read(disk.ring.used, 6 + 8 * disk.ring.size)
+        ring = disk.any_ring
+        used = ring.used if features == FEATURES else ring.desc
         disk.queue(Kind.FLUSH)
-        disk.ring.publish()
+        ring.publish()
+        whole = disk.memory.read(used, 6 + 8 * ring.size)
         machine.ports[0].kick()
         machine.step(50)
-        assert disk.memory.read(disk.ring.used, 6 + 8 * disk.ring.size) == whole
+        assert disk.memory.read(used, 6 + 8 * ring.size) == whole
         assert machine.ports[0].take_calls() == 0
 
 
-def test_a_disabled_queue_takes_nothing_until_it_is_enabled() -> None:
-    with Machine() as machine:
+@BOTH_RINGS
+def test_a_disabled_queue_takes_nothing_until_it_is_enabled(features: int) -> None:
+    with Machine(features=features) as machine:
         disk = machine.add_queue()
         machine.settle(machine.queues[0].set_enabled(False))
         pending = disk.queue(Kind.FLUSH)
@@ -175,8 +182,9 @@ def test_a_disabled_queue_takes_nothing_until_it_is_enabled() -> None:
         assert pending.completion is not None
 
 
-def test_one_turn_takes_a_bounded_batch_so_that_others_get_theirs() -> None:
-    with Machine() as machine:
+@BOTH_RINGS
+def test_one_turn_takes_a_bounded_batch_so_that_others_get_theirs(features: int) -> None:
+    with Machine(features=features) as machine:
         greedy, modest = machine.add_queue(512), machine.add_queue()
         for _ in range(256):
             greedy.queue(Kind.FLUSH)
@@ -188,9 +196,10 @@ def test_one_turn_takes_a_bounded_batch_so_that_others_get_theirs() -> None:
         assert 0 < len(greedy.collect()) <= 32
 
 
-def test_a_new_memory_table_is_used_from_the_next_request_on() -> None:
+@BOTH_RINGS
+def test_a_new_memory_table_is_used_from_the_next_request_on(features: int) -> None:
     """The ring itself moves with the table: its user addresses are resolved anew."""
-    with Machine() as machine:
+    with Machine(features=features) as machine:
         disk = machine.add_queue()
         disk.write(0, b"\x07" * 4096)
         newer = machine.new_table()

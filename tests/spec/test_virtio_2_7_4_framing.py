@@ -11,8 +11,9 @@ import pytest
 from tests.fakes.driver import BlkDriver, Completion, Framing, Kind, Status, segment_bytes
 from tests.fakes.memory import PAGE, adjacent
 from tests.fakes.ring import DESC, F_INDIRECT, F_NEXT, F_WRITE, Segment
-from tests.fakes.stepped import Machine
+from tests.fakes.stepped import FEATURES, PACKED, Machine
 
+BOTH_RINGS = pytest.mark.parametrize("features", [FEATURES, PACKED], ids=["split", "packed"])
 DATA = random.Random(11).randbytes(4096)
 
 READABLE = {
@@ -33,20 +34,22 @@ WRITABLE = {
 }
 
 
+@BOTH_RINGS
 @pytest.mark.parametrize("indirect", [False, True], ids=["direct", "indirect"])
 @pytest.mark.parametrize("how", READABLE)
-def test_header_and_data_may_be_cut_anywhere(how: str, indirect: bool) -> None:
-    with Machine() as machine:
+def test_header_and_data_may_be_cut_anywhere(how: str, indirect: bool, features: int) -> None:
+    with Machine(features=features) as machine:
         disk = machine.add_queue(32)
         framing = Framing(readable=READABLE[how], indirect=indirect)
         assert disk.request(Kind.OUT, 8, DATA, framing=framing) == Completion(Status.OK, 1, b"")
         assert disk.read(8, 4096) == DATA
 
 
+@BOTH_RINGS
 @pytest.mark.parametrize("indirect", [False, True], ids=["direct", "indirect"])
 @pytest.mark.parametrize("how", WRITABLE)
-def test_data_and_status_may_be_cut_anywhere(how: str, indirect: bool) -> None:
-    with Machine() as machine:
+def test_data_and_status_may_be_cut_anywhere(how: str, indirect: bool, features: int) -> None:
+    with Machine(features=features) as machine:
         disk = machine.add_queue(32)
         disk.write(8, DATA)
         framing = Framing(writable=WRITABLE[how], indirect=indirect)
@@ -65,8 +68,9 @@ def test_a_discard_segment_may_be_cut_anywhere(cuts: tuple[int, ...]) -> None:
         assert disk.read(0, 4096) == DATA[:512] + bytes(3072) + DATA[3584:]
 
 
-def test_get_id_into_scattered_bytes() -> None:
-    with Machine() as machine:
+@BOTH_RINGS
+def test_get_id_into_scattered_bytes(features: int) -> None:
+    with Machine(features=features) as machine:
         disk = machine.add_queue()
         whole = disk.get_id()
         framing = Framing(writable=(1, 2, 3, 4, 5))
@@ -74,8 +78,9 @@ def test_get_id_into_scattered_bytes() -> None:
         assert done == Completion(Status.OK, 21, whole)
 
 
-def test_buffers_of_no_length_are_passed_over() -> None:
-    with Machine() as machine:
+@BOTH_RINGS
+def test_buffers_of_no_length_are_passed_over(features: int) -> None:
+    with Machine(features=features) as machine:
         disk = machine.add_queue()
         disk.write(0, DATA)
         readable = [Segment(PAGE, 0, False), *header_of(disk, Kind.IN, 0), Segment(PAGE, 0, False)]
@@ -96,10 +101,11 @@ def header_of(disk: BlkDriver, kind: Kind, sector: int) -> list[Segment]:
 # ---- long chains ------------------------------------------------------------------------
 
 
+@BOTH_RINGS
 @pytest.mark.parametrize("pieces", [7, 8, 9, 62, 126, 254])
-def test_a_chain_may_be_as_long_as_the_ring(pieces: int) -> None:
+def test_a_chain_may_be_as_long_as_the_ring(pieces: int, features: int) -> None:
     """§2.7.5.3.1: "A driver MUST NOT create a descriptor chain longer than the Queue Size"."""
-    with Machine() as machine:
+    with Machine(features=features) as machine:
         disk = machine.add_queue(256)
         data = random.Random(pieces).randbytes(512 * pieces)
         disk.write(0, data, Framing(readable=(16, *[512] * (pieces - 1))))
@@ -108,11 +114,12 @@ def test_a_chain_may_be_as_long_as_the_ring(pieces: int) -> None:
         assert disk.read(0, len(data), Framing(writable=cuts, indirect=True)) == data
 
 
+@BOTH_RINGS
 @pytest.mark.parametrize("size", [1, 2, 4, 8, 1024])
-def test_rings_of_the_smallest_and_the_largest_size(size: int) -> None:
+def test_rings_of_the_smallest_and_the_largest_size(size: int, features: int) -> None:
     """§2.7: any power of two. A chain in a table may be no longer than the ring, so the smallest
     that can hold a request has one buffer for each direction."""
-    with Machine() as machine:
+    with Machine(features=features) as machine:
         disk = machine.add_queue(size)
         if size == 1:
             disk.queue(Kind.FLUSH, framing=Framing(indirect=True))
@@ -125,9 +132,10 @@ def test_rings_of_the_smallest_and_the_largest_size(size: int) -> None:
         assert disk.read(0, 512, Framing(writable=(), indirect=True)) == DATA[:512]
 
 
-def test_more_long_chains_than_there_can_be_spare_blocks() -> None:
+@BOTH_RINGS
+def test_more_long_chains_than_there_can_be_spare_blocks(features: int) -> None:
     """No pool fails a request because it is empty: it waits."""
-    with Machine() as machine:
+    with Machine(features=features) as machine:
         disk = machine.add_queue(1024)
         machine.settle(machine.channel.gate())
         cuts = tuple([512] * 31)
@@ -206,11 +214,12 @@ def test_an_indirect_table_may_span_two_regions() -> None:
 # ---- regions ------------------------------------------------------------------------------
 
 
+@BOTH_RINGS
 @pytest.mark.parametrize("pages", [1, 2, 3, 6])
-def test_a_buffer_may_span_regions(pages: int) -> None:
+def test_a_buffer_may_span_regions(pages: int, features: int) -> None:
     """Adjacent for the guest, apart in every other address: one buffer, several iovecs."""
     layouts = adjacent([1 << 20, *[PAGE] * pages, 1 << 20])
-    with Machine(layouts=layouts) as machine:
+    with Machine(layouts=layouts, features=features) as machine:
         disk = machine.add_queue()
         data = random.Random(pages).randbytes(PAGE * (pages + 2))
         start = machine.memory.regions[1].guest_addr - 1000

@@ -22,7 +22,7 @@ from tests.fakes.driver import (
 )
 from tests.fakes.memory import Layout
 from tests.fakes.ring import Segment
-from tests.fakes.stepped import SERIAL, Machine, malloc_bdev
+from tests.fakes.stepped import FEATURES, PACKED, SERIAL, Machine, malloc_bdev
 
 DISK_BYTES = 4 << 20
 SECTORS = DISK_BYTES // 512
@@ -30,9 +30,15 @@ UNMAP = 1
 PATTERN = random.Random(7).randbytes(8192)
 
 
+@pytest.fixture(params=[FEATURES, PACKED], ids=["split", "packed"])
+def features(request: pytest.FixtureRequest) -> int:
+    assert isinstance(request.param, int)
+    return request.param
+
+
 @pytest.fixture
-def machine() -> Iterator[Machine]:
-    with Machine(malloc_bdev(size_bytes=DISK_BYTES)) as machine:
+def machine(features: int) -> Iterator[Machine]:
+    with Machine(malloc_bdev(size_bytes=DISK_BYTES), features=features) as machine:
         yield machine
 
 

@@ -1,6 +1,6 @@
 """The Python door of one virtqueue of a virtio-blk device. Context: control."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from drivebay.bdev.base cimport Channel
 from drivebay.dataplane.blk_service cimport blk_queue_t
@@ -12,7 +12,7 @@ cdef class BlkQueue(EventOwner):
     cdef readonly int index
     cdef Channel channel
     cdef MemoryTable table
-    cdef tuple rings            # user addresses of desc, avail and used
+    cdef tuple rings            # user addresses of its three areas
     cdef object on_broken
     cdef void* memory
     cdef size_t memory_bytes
@@ -23,5 +23,6 @@ cdef class BlkQueue(EventOwner):
     )
     cdef tuple resolve_rings(self, MemoryTable table)
     cdef int bind(self, MemoryTable table) except -1
+    cdef int set_base(self, uint32_t base) except -1
     cdef int allocate(self, int size) except -1
     cdef bint live(self) noexcept

@@ -11,6 +11,16 @@ class QueueCounters(NamedTuple):
     bad_requests: int
     inflight: int
 
+class RingArea(NamedTuple):
+    """One of the three areas of a ring in guest memory."""
+
+    name: str
+    length: int
+    alignment: int
+
+def ring_areas(size: int, packed: bool) -> tuple[RingArea, RingArea, RingArea]:
+    """Descriptors, the driver's area, the device's (virtio 1.3 §2.7, §2.8.10.1)."""
+
 class BlkQueue:
     """One virtqueue of a virtio-blk device, served by one reactor.
 
@@ -38,13 +48,16 @@ class BlkQueue:
         serial: bytes,
         on_broken: Callable[[BlkQueue], None],
     ) -> None:
-        """Bind the rings; ``desc``, ``avail``, ``used`` are front-end user addresses.
+        """Bind the rings; ``desc``, ``avail``, ``used`` are front-end user addresses of the
+        descriptors, the driver's area and the device's.
 
-        ``base`` is where to go on, as VHOST_USER_SET_VRING_BASE says it: the next avail
-        index, free-running in 16 bits.
+        Bit 34 of ``features`` (VIRTIO_F_RING_PACKED) makes the ring packed. ``base`` is
+        where to go on, as VHOST_USER_SET_VRING_BASE says it: for a split ring the next avail
+        index, free-running in 16 bits; for a packed one bits 0-14 the avail index, 15 its
+        wrap counter, 16-30 the used index, 31 its wrap counter.
 
-        Raises: PeerError for a size or address that the specification forbids
-        (virtio 1.3 §2.7), naming the value.
+        Raises: PeerError for a size, address or base that the specification forbids
+        (virtio 1.3 §2.7, §2.8), naming the value.
         """
 
     def start(self, kick: int, call: int, err: int) -> Answer:
@@ -54,7 +67,7 @@ class BlkQueue:
         """
 
     def stop(self) -> Answer:
-        """Take nothing more and drain; answers with the base to go on from.
+        """Take nothing more and drain; answers with the base to go on from, as in __init__.
 
         Never reset by stopping (VHOST_USER_GET_VRING_BASE).
         """

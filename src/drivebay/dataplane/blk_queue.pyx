@@ -5,7 +5,7 @@ The act_* functions run on the reactor, the class in control.
 """
 
 from libc.errno cimport errno
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap)
@@ -14,7 +14,9 @@ from drivebay.bdev.base cimport Channel
 from drivebay.dataplane.blk_service cimport (
     EVENT_BROKEN, SLOT_BYTES, blk_queue_arm, blk_queue_break, blk_queue_disarm, blk_queue_end,
     blk_queue_poll, blk_queue_publish, blk_queue_t, slot_t)
-from drivebay.dataplane.ring cimport FAULT_WATCH, chain_t, fault_sentence, virtqueue_bad
+from drivebay.dataplane.ring cimport (
+    FAULT_WATCH, chain_t, fault_sentence, virtqueue_bad, virtqueue_t)
+from drivebay.dataplane.virtqueue cimport virtqueue_base, virtqueue_bind, virtqueue_set_base
 from drivebay.memory.guest_memory cimport MemoryTable, memtable_t
 from drivebay.memory.platform cimport CHECK, load_relaxed_u32, load_relaxed_u64
 from drivebay.reactor.clock cimport ticks_per_second
@@ -23,8 +25,8 @@ from drivebay.reactor.reactor cimport (
     reactor_attach, reactor_notify, reactor_rewatch, reactor_t, reactor_wake)
 from drivebay.wire.virtio_blk cimport VIRTIO_BLK_ID_BYTES
 from drivebay.wire.virtio_ring cimport (
-    VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VIRTQ_MAX_SIZE, virtq_avail, virtq_desc,
-    virtq_used)
+    VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VIRTQ_MAX_SIZE,
+    virtq_packed_desc)
 
 from typing import NamedTuple
 
@@ -65,14 +67,12 @@ cdef void act_enable(message_t* message, void* reactor) noexcept nogil:
 
 
 cdef void act_table(message_t* message, void* reactor) noexcept nogil:
-    """argument: the table, then host addresses of desc, avail and used in it."""
+    """argument: the table, then host addresses of the ring's areas in it."""
     cdef blk_queue_t* q = <blk_queue_t*>message.target
     if q.table != <const memtable_t*>message.argument[0]:
         q.old_inflight = q.source.inflight
     q.table = <const memtable_t*>message.argument[0]
-    q.vq.desc = <virtq_desc*>message.argument[1]
-    q.vq.avail = <virtq_avail*>message.argument[2]
-    q.vq.used = <virtq_used*>message.argument[3]
+    virtqueue_bind(&q.vq, message.argument[1], message.argument[2], message.argument[3])
     if q.old_inflight == 0:
         message_answer(message, 0)
     else:
@@ -106,6 +106,20 @@ class QueueCounters(NamedTuple):
     inflight: int
 
 
+class RingArea(NamedTuple):
+    name: str
+    length: int
+    alignment: int
+
+
+def ring_areas(int size, bint packed):
+    if packed:
+        return (RingArea("descriptor ring", 16 * size, 16),
+                RingArea("driver event area", 4, 4), RingArea("device event area", 4, 4))
+    return (RingArea("descriptor table", 16 * size, 16),
+            RingArea("avail ring", 6 + 2 * size, 2), RingArea("used ring", 6 + 8 * size, 4))
+
+
 cdef class BlkQueue(EventOwner):
     def __init__(
         self, Channel channel, MemoryTable table, *, int index, int size, desc, avail, used,
@@ -123,11 +137,12 @@ cdef class BlkQueue(EventOwner):
         self.rings = (desc, avail, used)
         self.raw.vq.size = size
         self.raw.vq.mask = size - 1
-        self.bind(table)
-        self.raw.vq.next_avail = self.raw.vq.avail_seen = base & 0xFFFF
-        self.raw.vq.next_used = self.raw.vq.published = self.raw.vq.used.idx
+        self.raw.vq.stride = 1
+        self.raw.vq.packed = features >> VIRTIO_F_RING_PACKED & 1
         self.raw.vq.event_idx = features >> VIRTIO_RING_F_EVENT_IDX & 1
         self.raw.vq.indirect = features >> VIRTIO_RING_F_INDIRECT_DESC & 1
+        self.bind(table)
+        self.set_base(base)
         self.raw.disk.readonly = readonly
         self.raw.write_through = write_through
         self.raw.channel = &channel.raw
@@ -145,20 +160,23 @@ cdef class BlkQueue(EventOwner):
         self.allocate(size)
 
     cdef int allocate(self, int size) except -1:
-        """Slots, the chain's scratch and the busy heads, in one piece; touched when used."""
+        """Slots, the scratch of a walk and the busy heads, in one piece; touched when used."""
         cdef int i
         cdef slot_t* slot
         cdef char* base
+        cdef char* scratch
         CHECK(sizeof(slot_t) <= SLOT_BYTES)
-        self.memory_bytes = size * SLOT_BYTES + size + sizeof(chain_t)
+        self.memory_bytes = size * (SLOT_BYTES + sizeof(virtq_packed_desc) + 1) + sizeof(chain_t)
         self.memory = mmap(NULL, self.memory_bytes, PROT_READ | PROT_WRITE,
                            MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         if self.memory == MAP_FAILED:
             self.memory = NULL
             raise HostError(f"no memory for queue {self.index}", errno)
         base = <char*>self.memory
-        self.raw.chain = <chain_t*>(base + size * SLOT_BYTES)
-        self.raw.vq.busy = <uint8_t*>base + size * SLOT_BYTES + sizeof(chain_t)
+        scratch = base + size * SLOT_BYTES
+        self.raw.chain = <chain_t*>scratch
+        self.raw.vq.walked = <virtq_packed_desc*>(scratch + sizeof(chain_t))
+        self.raw.vq.busy = <uint8_t*>(self.raw.vq.walked + size)
         for i in range(size - 1, -1, -1):
             slot = <slot_t*>(base + i * SLOT_BYTES)
             slot.next = self.raw.free
@@ -170,25 +188,39 @@ cdef class BlkQueue(EventOwner):
             munmap(self.memory, self.memory_bytes)
 
     cdef tuple resolve_rings(self, MemoryTable table):
-        """Host addresses of the three rings. Raises: PeerError, naming the ring."""
-        size = self.raw.vq.size
+        """Host addresses of the ring's areas. Raises: PeerError, naming the area."""
         found = []
-        for name, address, length, alignment in zip(
-                ("descriptor table", "avail ring", "used ring"), self.rings,
-                (16 * size, 6 + 2 * size, 6 + 8 * size), (16, 2, 4)):
-            host = table.resolve_user(address, length, f"queue {self.index}: {name}")
-            if host % alignment:
-                raise PeerError(f"queue {self.index}: {name} at {address:#x} is not "
-                                f"{alignment}-byte aligned (virtio 1.3 §2.7)")
+        for address, area in zip(self.rings, ring_areas(self.raw.vq.size, self.raw.vq.packed)):
+            host = table.resolve_user(address, area.length, f"queue {self.index}: {area.name}")
+            if host % area.alignment:
+                clause = "2.8.10.1" if self.raw.vq.packed else "2.7"
+                raise PeerError(f"queue {self.index}: {area.name} at {address:#x} is not "
+                                f"{area.alignment}-byte aligned (virtio 1.3 §{clause})")
             found.append(host)
         return tuple(found)
 
     cdef int bind(self, MemoryTable table) except -1:
-        desc, avail, used = self.resolve_rings(table)
+        descriptors, driver, device = self.resolve_rings(table)
         self.raw.table = &table.raw
-        self.raw.vq.desc = <virtq_desc*><uint64_t>desc
-        self.raw.vq.avail = <virtq_avail*><uint64_t>avail
-        self.raw.vq.used = <virtq_used*><uint64_t>used
+        virtqueue_bind(&self.raw.vq, descriptors, driver, device)
+        return 0
+
+    cdef int set_base(self, uint32_t base) except -1:
+        """Raises: PeerError for one that the ring does not have."""
+        cdef virtqueue_t* vq = &self.raw.vq
+        if not vq.packed and base > 0xFFFF:
+            raise PeerError(
+                f"queue {self.index} has base {base:#x} (a split ring's is 16 bits)")
+        for position in (base & 0x7FFF, base >> 16 & 0x7FFF):
+            if vq.packed and position >= vq.size:
+                raise PeerError(
+                    f"queue {self.index} has base {base:#x}, which names entry {position} of a "
+                    f"packed ring of {vq.size}")
+        virtqueue_set_base(vq, base)
+        if vq.packed and <uint16_t>(vq.next_avail - vq.next_used) > vq.size:
+            raise PeerError(
+                f"queue {self.index} has base {base:#x}, which has more in flight than the "
+                f"ring's {vq.size} entries")
         return 0
 
     cdef Answer ask(
@@ -210,7 +242,7 @@ cdef class BlkQueue(EventOwner):
 
     def stop(self):
         if not self.live():
-            return answered(self.raw.vq.next_avail)
+            return answered(virtqueue_base(&self.raw.vq))
         self.stopped = True
         return self.ask(act_stop, None)
 

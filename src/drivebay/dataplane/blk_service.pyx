@@ -13,7 +13,7 @@ from drivebay.dataplane.blk_request cimport (
     PARSE_BAD, PARSE_ID, PARSE_SUBMIT, blk_request_parse, request_t)
 from drivebay.dataplane.ring cimport FAULT_CALL_BLOCKED, POP_CHAIN, token_t, virtqueue_bad
 from drivebay.dataplane.virtqueue cimport (
-    virtqueue_arm, virtqueue_disarm, virtqueue_fill, virtqueue_look, virtqueue_pop,
+    virtqueue_arm, virtqueue_base, virtqueue_disarm, virtqueue_fill, virtqueue_look, virtqueue_pop,
     virtqueue_prefetch, virtqueue_publish, virtqueue_seen, virtqueue_take, virtqueue_walk)
 from drivebay.memory.platform cimport cpu_pause, exchange_u32, tsc_read
 from drivebay.reactor.io cimport (
@@ -214,7 +214,7 @@ cdef void blk_queue_end(blk_queue_t* q) noexcept nogil:
     """Nothing is in flight any more: tell control where the ring stands."""
     cdef message_t* message = q.stopping
     reactor_detach(q.reactor, &q.source)
-    message_answer(message, q.vq.next_avail)
+    message_answer(message, virtqueue_base(&q.vq))
 
 
 cdef void blk_queue_publish(source_t* source, reactor_t* reactor) noexcept nogil:

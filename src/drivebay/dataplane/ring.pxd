@@ -12,7 +12,9 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from drivebay.memory.guest_memory cimport memtable_resolve, memtable_t
 from drivebay.reactor.io cimport BLOCK_IOVECS, iovec
-from drivebay.wire.virtio_ring cimport VIRTQ_DESC_F_WRITE, virtq_avail, virtq_desc, virtq_used
+from drivebay.wire.virtio_ring cimport (
+    VIRTQ_DESC_F_WRITE, virtq_avail, virtq_desc, virtq_packed_desc, virtq_packed_event, virtq_used,
+)
 
 cdef enum:
     POP_CHAIN = 0
@@ -34,6 +36,8 @@ cdef enum:
     FAULT_ORDER = 10
     FAULT_CALL_BLOCKED = 11
     FAULT_WATCH = 12
+    FAULT_OVERCOMMIT = 13
+    FAULT_INDIRECT_MIXED = 14
 
 # One request's buffers in host addresses: readable ones, then writable ones.
 cdef struct chain_t:
@@ -45,23 +49,33 @@ cdef struct chain_t:
 
 # What the driver knows a chain by, from the pop to the used element.
 cdef struct token_t:
-    uint16_t id                 # its head in the descriptor table, checked
+    uint16_t id                 # split: its head, checked; packed: only stored, never an index
+    uint16_t count              # packed: the descriptors of the ring that it takes
 
+# Positions run free in both kinds of ring and wrap at 65,536; the index is `& mask`. In a
+# packed ring the bit above the index is the wrap counter, inverted (its first lap has 1).
 cdef struct virtqueue_t:
-    virtq_desc* desc            # host addresses, checked by BlkQueue
-    virtq_avail* avail
-    virtq_used* used
-    uint8_t* busy               # per head: taken, and not given back
-    uint16_t size               # power of two, at most 1,024
-    uint16_t mask
-    uint16_t next_avail         # next entry to take; free-running
-    uint16_t avail_seen         # avail.idx as read last
-    uint16_t next_used          # next entry to fill; free-running
-    uint16_t published          # used.idx as the driver sees it
+    uint8_t packed              # VIRTIO_F_RING_PACKED negotiated
     uint8_t event_idx           # VIRTIO_RING_F_EVENT_IDX negotiated
     uint8_t indirect            # VIRTIO_RING_F_INDIRECT_DESC negotiated
     uint8_t fault
     uint32_t fault_value        # the value that was wrong
+    uint16_t size               # power of two, at most 1,024
+    uint16_t mask
+    uint16_t next_avail         # next entry to take
+    uint16_t avail_seen         # where the driver was, as seen last; packed: at most there
+    uint16_t next_used          # next entry to fill
+    uint16_t published          # what lies before it is shown to the driver
+    uint16_t first_flags        # packed: of the descriptor at published, shown last
+    uint16_t stride             # packed: descriptors of the last chain
+    virtq_desc* desc            # host addresses of a split ring, checked by BlkQueue
+    virtq_avail* avail
+    virtq_used* used
+    uint8_t* busy               # split: per head: taken, and not given back
+    virtq_packed_desc* ring     # host addresses of a packed ring, checked by BlkQueue
+    const virtq_packed_event* driver_event
+    virtq_packed_event* device_event
+    virtq_packed_desc* walked   # packed: the descriptors of the last walk, as they were read
 
 cdef str fault_sentence(uint8_t fault, uint32_t value)
 

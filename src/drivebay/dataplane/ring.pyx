@@ -15,6 +15,8 @@ FAULTS = {
     FAULT_ORDER: "a readable buffer follows a writable one (flags {:#x})",
     FAULT_CALL_BLOCKED: "its call eventfd was made to block (value {})",
     FAULT_WATCH: "its kick eventfd cannot be watched (errno {})",
+    FAULT_OVERCOMMIT: "a chain of more than {} descriptors is longer than the ring has room for",
+    FAULT_INDIRECT_MIXED: "descriptor {} of a chain is indirect, and the chain has others",
 }
 
 

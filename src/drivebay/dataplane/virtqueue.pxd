@@ -5,55 +5,113 @@ wait, not take: the next pop gives it again); fill when a request is done; publi
 once a poll. A chain that was taken must be filled, exactly once.
 """
 
-from libc.stdint cimport uint16_t, uint32_t
+from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
-from drivebay.dataplane.ring cimport POP_CHAIN, POP_EMPTY, chain_t, token_t, virtqueue_t
+from drivebay.dataplane.packed_virtqueue cimport (
+    packed_arm, packed_disarm, packed_fill, packed_look, packed_off_wrap, packed_pop,
+    packed_publish, packed_set_base, packed_take, packed_walk,
+)
+from drivebay.dataplane.ring cimport chain_t, token_t, virtqueue_t
 from drivebay.dataplane.split_virtqueue cimport (
     split_arm, split_disarm, split_fill, split_look, split_pop, split_prefetch, split_publish,
     split_take, split_walk,
 )
 from drivebay.memory.guest_memory cimport memtable_t
+from drivebay.memory.platform cimport load_relaxed_u16
+from drivebay.wire.virtio_ring cimport (
+    virtq_avail, virtq_desc, virtq_packed_desc, virtq_packed_event, virtq_used,
+)
+
+cdef inline void virtqueue_bind(
+    virtqueue_t* vq, uint64_t descriptors, uint64_t driver, uint64_t device
+) noexcept nogil:
+    """Host addresses of the ring's three areas, which were checked."""
+    if vq.packed:
+        vq.ring = <virtq_packed_desc*>descriptors
+        vq.driver_event = <const virtq_packed_event*>driver
+        vq.device_event = <virtq_packed_event*>device
+    else:
+        vq.desc = <virtq_desc*>descriptors
+        vq.avail = <virtq_avail*>driver
+        vq.used = <virtq_used*>device
+
+cdef inline uint32_t virtqueue_base(const virtqueue_t* vq) noexcept nogil:
+    """Where the ring stands, as VHOST_USER_GET_VRING_BASE says it."""
+    if vq.packed:
+        return (<uint32_t>packed_off_wrap(vq, vq.next_used) << 16
+                | packed_off_wrap(vq, vq.next_avail))
+    return vq.next_avail
+
+cdef inline void virtqueue_set_base(virtqueue_t* vq, uint32_t base) noexcept nogil:
+    """Go on from there; the used index of a split ring stands in its memory, which is bound."""
+    if vq.packed:
+        packed_set_base(vq, base)
+    else:
+        vq.next_avail = <uint16_t>base
+        vq.next_used = load_relaxed_u16(&vq.used.idx)
+    vq.avail_seen = vq.next_avail
+    vq.published = vq.next_used
 
 cdef inline int virtqueue_look(virtqueue_t* vq) noexcept nogil:
     """See what is new. Returns: POP_CHAIN when there are chains to pop."""
+    if vq.packed:
+        return packed_look(vq)
     return split_look(vq)
 
 cdef inline uint16_t virtqueue_seen(const virtqueue_t* vq) noexcept nogil:
-    """How many chains that look has seen were not taken."""
+    """How many chains there are to pop at most, as look has seen; in a packed ring, roughly."""
     return vq.avail_seen - vq.next_avail
 
 cdef inline int virtqueue_pop(virtqueue_t* vq, token_t* token) noexcept nogil:
     """The next chain that look has seen; it is not taken yet."""
+    if vq.packed:
+        return packed_pop(vq, token)
     return split_pop(vq, token)
 
 cdef inline int virtqueue_walk(
     virtqueue_t* vq, const memtable_t* table, token_t* token, chain_t* chain
 ) noexcept nogil:
     """Translate the chain that was popped. Returns: POP_CHAIN or POP_BAD_RING. Bound: vq.size."""
+    if vq.packed:
+        return packed_walk(vq, table, token, chain)
     return split_walk(vq, table, token.id, chain)
 
 cdef inline void virtqueue_take(virtqueue_t* vq, token_t* token) noexcept nogil:
     """It is ours now, until it is filled."""
-    split_take(vq, token)
+    if vq.packed:
+        packed_take(vq, token)
+    else:
+        split_take(vq, token)
 
 cdef inline void virtqueue_fill(
     virtqueue_t* vq, const token_t* token, uint32_t written
 ) noexcept nogil:
     """A used element; invisible to the driver until virtqueue_publish()."""
-    split_fill(vq, token, written)
+    if vq.packed:
+        packed_fill(vq, token, written)
+    else:
+        split_fill(vq, token, written)
 
 cdef inline bint virtqueue_publish(virtqueue_t* vq) noexcept nogil:
     """Show the driver what was filled. Returns: whether it wants a notification."""
+    if vq.packed:
+        return packed_publish(vq)
     return split_publish(vq)
 
 cdef inline bint virtqueue_arm(virtqueue_t* vq) noexcept nogil:
     """Ask for kicks, then look once more. True: work is there."""
+    if vq.packed:
+        return packed_arm(vq)
     return split_arm(vq)
 
 cdef inline void virtqueue_disarm(virtqueue_t* vq) noexcept nogil:
     """No kicks wanted."""
-    split_disarm(vq)
+    if vq.packed:
+        packed_disarm(vq)
+    else:
+        split_disarm(vq)
 
 cdef inline void virtqueue_prefetch(virtqueue_t* vq, uint16_t count) noexcept nogil:
-    """Bring the descriptors of the next chains near. Bound: count."""
-    split_prefetch(vq, count)
+    """Bring the descriptors of the next chains near; in a packed ring look has. Bound: count."""
+    if not vq.packed:
+        split_prefetch(vq, count)

@@ -203,14 +203,14 @@ class Handlers:
 
     async def _set_vring_base(self, payload: bytes, _fds: Received) -> None:
         state = VringState.parse(payload)
-        self.rings[state.index].set_base(state.num)
+        self.rings[state.index].set_base(state.num, self.terms())
 
     async def _get_vring_base(self, payload: bytes, _fds: Received) -> bytes:
         index = VringState.parse(payload).index
         ring = self.rings[index]
         await self.rings.stop([ring], "to stop a queue (GET_VRING_BASE)")
         ring.drop_kick()
-        return VringState(index, ring.base).pack()
+        return VringState(index, ring.base_for(self.terms())).pack()
 
     async def _set_vring_kick(self, payload: bytes, fds: Received) -> None:
         ring = await self._replace_fd("kick", payload, fds)

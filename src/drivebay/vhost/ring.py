@@ -17,21 +17,20 @@ from dataclasses import dataclass
 from typing import Final
 
 from drivebay.bdev.base import Channel
-from drivebay.dataplane.blk_queue import BlkQueue
+from drivebay.dataplane.blk_queue import BlkQueue, ring_areas
 from drivebay.errors import PeerError
 from drivebay.memory.guest_memory import MemoryTable
 from drivebay.reactor.mailbox import Answer
 from drivebay.vhost.descriptors import close_all
 from drivebay.wire.vhost_user import VringAddr
+from drivebay.wire.virtio_blk import BlkFeature
 
 __all__ = ["MAX_RING_SIZE", "DeviceTerms", "Ring"]
 
 MAX_RING_SIZE: Final = 1024  # the data plane's own limit; virtio allows 32,768
 
-_DESC_BYTES: Final = 16
-_USED_ELEM_BYTES: Final = 8
-# flags and idx before each ring, used_event or avail_event behind it (virtio 1.3 §2.7.6, §2.7.8)
-_RING_FRAME_BYTES: Final = 6
+# Both indexes 0, both wrap counters 1 (virtio 1.3 §2.8.1), as SET_VRING_BASE would say it.
+_PACKED_START: Final = 0x8000_8000
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +42,10 @@ class DeviceTerms:
     write_through: bool
     serial: bytes
 
+    @property
+    def packed(self) -> bool:
+        return bool(self.features >> BlkFeature.RING_PACKED & 1)
+
 
 class Ring:
     """Ring ``index`` of one session."""
@@ -51,7 +54,7 @@ class Ring:
         self.index = index
         self.size = 0
         self.addr: VringAddr | None = None
-        self.base = 0
+        self.base: int | None = None
         self.enabled = False
         self.kicked = False
         self.queue: BlkQueue | None = None
@@ -74,11 +77,17 @@ class Ring:
             )
         self.size = size
 
-    def set_base(self, base: int) -> None:
-        """SET_VRING_BASE: the next avail index, free-running in 16 bits. Raises: PeerError."""
-        if base > 0xFFFF:
+    def set_base(self, base: int, terms: DeviceTerms) -> None:
+        """SET_VRING_BASE; a packed ring's is checked when its size is known. Raises: PeerError."""
+        if base > 0xFFFF and not terms.packed:
             raise PeerError(f"queue {self.index} has base {base:#x} (a split ring's is 16 bits)")
         self.base = base
+
+    def base_for(self, terms: DeviceTerms) -> int:
+        """Where it stands: as told, or as it stopped, or where every ring begins."""
+        if self.base is not None:
+            return self.base
+        return _PACKED_START if terms.packed else 0
 
     def set_addr(self, addr: VringAddr) -> None:
         """SET_VRING_ADDR. A started ring may hear its own addresses again. Raises: PeerError."""
@@ -106,15 +115,12 @@ class Ring:
 
     # Serving it -------------------------------------------------------------------------
 
-    def check_place(self, table: MemoryTable) -> None:
-        """Make sure that the ring's three parts lie in guest memory. Raises: PeerError."""
+    def check_place(self, table: MemoryTable, terms: DeviceTerms) -> None:
+        """Make sure that the ring's three areas lie in guest memory. Raises: PeerError."""
         assert self.addr is not None
-        for what, address, length in (
-            ("descriptor table", self.addr.desc, self.size * _DESC_BYTES),
-            ("avail ring", self.addr.avail, self.size * 2 + _RING_FRAME_BYTES),
-            ("used ring", self.addr.used, self.size * _USED_ELEM_BYTES + _RING_FRAME_BYTES),
-        ):
-            table.resolve_user(address, length, f"queue {self.index} {what}")
+        addresses = (self.addr.desc, self.addr.avail, self.addr.used)
+        for area, address in zip(ring_areas(self.size, terms.packed), addresses, strict=True):
+            table.resolve_user(address, area.length, f"queue {self.index} {area.name}")
 
     def start(
         self,
@@ -134,7 +140,7 @@ class Ring:
             desc=self.addr.desc,
             avail=self.addr.avail,
             used=self.addr.used,
-            base=self.base,
+            base=self.base_for(terms),
             features=terms.features,
             readonly=terms.readonly,
             write_through=terms.write_through,
@@ -160,7 +166,7 @@ class Ring:
     def stopped(self) -> None:
         """Keep where it stopped: GET_VRING_BASE tells it, and never resets it."""
         if self._stopping is not None:
-            self.base = self._stopping.result() & 0xFFFF
+            self.base = self._stopping.result()
             self._stopping = None
             self.queue = None
 
@@ -169,7 +175,7 @@ class Ring:
         self.enabled = False
         self.addr = None
         self.size = 0
-        self.base = 0
+        self.base = None
 
     def drop_kick(self) -> None:
         """GET_VRING_BASE: the next start brings a kick of its own."""

@@ -95,7 +95,7 @@ class Rings:
                 f"queue {ring.index} starts, but no guest memory is shared",
                 hint="start QEMU with -object memory-backend-memfd,share=on",
             )
-        ring.check_place(self._table)
+        ring.check_place(self._table, self._terms())
         await self._serve(ring, self._table)
 
     async def _serve(self, ring: Ring, table: MemoryTable) -> None:
@@ -119,7 +119,7 @@ class Rings:
         """Serve a started ring that has no queue, or leave it suspended."""
         if self._table is None or not ring.started or ring.queue is not None:
             return
-        if _lies_in(ring, self._table):
+        if _lies_in(ring, self._table, self._terms()):
             await self._serve(ring, self._table)
         else:
             self._on_suspended(ring)
@@ -182,7 +182,7 @@ class Rings:
         for ring in self:
             if ring.queue is None:
                 continue
-            if new is not None and _lies_in(ring, new):
+            if new is not None and _lies_in(ring, new, self._terms()):
                 answers.append(ring.queue.set_table(new))
             else:
                 homeless.append(ring)
@@ -227,9 +227,9 @@ class Rings:
         await self._close_channels()
 
 
-def _lies_in(ring: Ring, table: MemoryTable) -> bool:
+def _lies_in(ring: Ring, table: MemoryTable, terms: DeviceTerms) -> bool:
     try:
-        ring.check_place(table)
+        ring.check_place(table, terms)
     except PeerError:
         return False
     return True

@@ -1,0 +1,1 @@
+"""The packed virtqueue is C only: see packed_virtqueue.pxd; its Python door is BlkQueue."""
