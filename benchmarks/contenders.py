@@ -121,7 +121,7 @@ def sample_of(result: LoadResult, cpu_s: float, busy_s: float | None) -> Sample:
         raise DrivebayError(f"'{result.params.socket}': requests failed: {result.errors}")
     done = max(result.reads + result.writes, 1)
     cache = "write-back" if result.write_cache else "write-through or no cache"
-    ring = "packed" if "RING_PACKED" in result.features else "split"
+    ring = "packed" if result.packed else "split"
     agreed = [f"{ring} ring of {result.queue_size}", cache]
     agreed.append("inflight" if "INFLIGHT_SHMFD" in result.protocol_features else "no inflight")
     agreed.append(" ".join(result.features))

@@ -22,6 +22,7 @@ from typing import Any
 
 import report
 from contenders import Case, Contender, Sample, Served
+from goals import OURS, Goal
 from measuring import in_turns
 from spdk_peer import spdk_vhost
 from targets import (
@@ -34,9 +35,11 @@ from targets import (
 )
 
 WORKLOADS = ("null", "malloc", "file hot")
-RATES = (0, 20_000, 1_000)
-POLLING = {"drivebay": (), "drivebay, always polling": ("--poll-us", "-1"),
-           "drivebay, never polling": ("--poll-us", "0")}  # fmt: skip
+RATES = (0, 5_000, 500)
+ALWAYS = f"{OURS}, always polling"
+NEVER = f"{OURS}, never polling"
+POLLING = {OURS: (), ALWAYS: ("--poll-us", "-1"), NEVER: ("--poll-us", "0")}
+TOLERANCE = 1.05  # medians of the same thing differ by so much
 CLIENTS: dict[str, dict[str, Any]] = {"polling": {}, "sleeping": {"interrupts": True}}
 
 
@@ -124,6 +127,25 @@ def measure(targets: Sequence[Target], options: argparse.Namespace) -> list[Line
     return lines
 
 
+def wake_ups(lines: Sequence[Line]) -> list[Goal]:
+    """Our own choice of polling must cost no more than polling for ever and one wake-up.
+
+    A wake-up is what never polling adds to polling for ever.
+    """
+    found = {(one.target, one.client, one.workload, one.rw, one.rate): one for one in lines}
+    goals = []
+    for line in lines:
+        if line.target != OURS:
+            continue
+        rest = (line.client, line.workload, line.rw, line.rate)
+        always, never = (found[name, *rest].figure("p50_us") for name in (ALWAYS, NEVER))
+        pause = f"{line.rate:,}/s" if line.rate else "at once"
+        text = f"{line.workload}, {line.rw}, {pause}, {line.client} client: p50, us"
+        bound = round(TOLERANCE * max(always, never), 2)
+        goals.append(Goal(text, bound, line.figure("p50_us"), at_least=False))
+    return goals
+
+
 def parse(words: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -153,6 +175,8 @@ def run(options: argparse.Namespace) -> None:
         stack.enter_context(running(targets))
         print(HEAD)
         lines = measure(targets, options)
+    goals = wake_ups(lines)
+    print(f"\n{report.show_goals(goals)}")
     path = report.save(
         options.out,
         options.name,
@@ -160,6 +184,7 @@ def run(options: argparse.Namespace) -> None:
             "runtime_s": options.runtime,
             "repeat": options.repeat,
             "lines": [line.as_json() for line in lines],
+            "goals": [vars(goal) | {"met": goal.met} for goal in goals],
         },
     )
     print(f"\nwritten: {path}")

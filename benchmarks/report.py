@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -103,7 +104,11 @@ def need_two_cores() -> None:
 
 
 def main(run: Callable[[], object]) -> int:
-    """Run a benchmark; an error that somebody can mend is a sentence and not a traceback."""
+    """Run a benchmark; an error that somebody can mend is a sentence and not a traceback.
+
+    Told to end, it takes its targets and files with it.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         run()
     except (DrivebayError, RpcError) as error:

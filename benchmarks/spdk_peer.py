@@ -17,6 +17,7 @@ from drivebay.errors import DrivebayError, HostError
 
 VHOST_MB = 768
 BDEVPERF_MB = 320
+QUIET = ("--no-pci", "--num-trace-entries", "0")  # no devices, no trace left in memory
 _MEMINFO = re.compile(r"^(HugePages_Free|Hugepagesize):\s+(\d+)", re.MULTILINE)
 # "Total : 1196123.00 4672.36 ..." closes bdevperf's table: IOPS, MiB/s, then latencies.
 _TOTAL = re.compile(r"^\s*(?:\S+\s+)?Total\s*:\s+([\d.]+)", re.MULTILINE)
@@ -28,7 +29,8 @@ def spdk_vhost(program: Path, folder: Path, bdevperf: bool) -> Target:
     check_hugepages(VHOST_MB + (BDEVPERF_MB if bdevperf else 0))
     rpc = folder / "rpc.sock"
     command = [str(program), "-S", str(folder), "-r", str(rpc), "-m", hex(1 << TARGET_CORE)]
-    return Target("spdk", [*command, "-s", str(VHOST_MB), "--no-pci"], folder / "log", rpc=rpc)
+    command += ["-s", str(VHOST_MB), *QUIET]
+    return Target("spdk", command, folder / "log", rpc=rpc)
 
 
 def check_program(program: Path) -> None:
@@ -60,7 +62,7 @@ def run_bdevperf(
     command = [str(program), "-m", hex(1 << LOAD_CORE), "-c", str(config), "-q", str(depth)]
     command += ["-o", "4096", "-w", rw, "-t", str(max(1, round(seconds)))]
     # One file of huge pages: its vhost-user client describes at most eight to the target.
-    command += ["-g", "-s", str(BDEVPERF_MB), "--no-pci", "-r", str(folder / "bdevperf.sock")]
+    command += ["-g", "-s", str(BDEVPERF_MB), *QUIET, "-r", str(folder / "bdevperf.sock")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 60)
     if done.returncode != 0:
         output = (done.stdout + done.stderr)[-1500:]

@@ -74,3 +74,18 @@ def test_scale(tmp_path: Path) -> None:
             assert point["modes"][mode][0]["iops"] > 0
     assert [one["reactors"] for one in found["flatness"]] == [1, 2]
     assert (tmp_path / "scale.svg").read_text().startswith("<svg")
+
+
+def test_latency(tmp_path: Path) -> None:
+    words = ("--quick", "--workloads", "null", "--rates", "0", "500", "--out", str(tmp_path))
+    done = run("latency.py", *words)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "latency.json").read_text())
+    seen = {(line["target"], line["client"], line["rate"]) for line in found["lines"]}
+    for target in ("drivebay", "drivebay, always polling", "drivebay, never polling"):
+        for client in ("polling", "sleeping"):
+            assert {(target, client, 0), (target, client, 500)} <= seen
+    for line in found["lines"]:
+        sample = line["samples"][0]
+        assert 0 < sample["p50_us"] <= sample["p99_us"] <= sample["p99_9_us"]
+    assert len(found["goals"]) == 4

@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import chart
 import contenders
 import goals
+import latency
 import measuring
 import pytest
 import report
@@ -273,3 +274,27 @@ def test_a_packed_ring_is_a_disk_of_its_own() -> None:
     assert not served.takes(CASE)
     target.sockets["malloc packed"] = Path("/b")
     assert served.takes(CASE)
+
+
+@pytest.mark.parametrize(("p50", "met"), [(20.0, True), (60.0, True), (80.0, False)])
+def test_our_polling_costs_at_most_one_wake_up(p50: float, met: bool) -> None:
+    times = {"drivebay": p50, latency.ALWAYS: 10.0, latency.NEVER: 60.0, "spdk": 1.0}
+    lines = [
+        latency.Line(name, "sleeping", "null", "randread", 500, [Sample(500.0, p50_us=time)])
+        for name, time in times.items()
+    ]
+    [goal] = latency.wake_ups(lines)
+    assert goal.text == "null, randread, 500/s, sleeping client: p50, us"
+    assert goal.wanted == 63.0
+    assert goal.met is met
+
+
+def test_a_line_of_latencies() -> None:
+    samples = [
+        Sample(1.0, p50_us=p50, p99_us=9.0, p99_9_us=99.0, cpu_ns=500.0) for p50 in (3.0, 1.0, 2.0)
+    ]
+    line = latency.Line("x", "polling", "null", "randread", 0, samples)
+    expected = "| null | randread | at once | polling | x | 2.0 | 9.0 | 99.0 | 500 |"
+    assert line.text() == expected
+    assert line.text().count("|") == latency.HEAD.splitlines()[0].count("|")
+    assert len(line.as_json()["samples"]) == 3
