@@ -122,11 +122,13 @@ def test_nothing_is_written_behind_the_end(address: int, length: int, marked: se
         assert log.pages() == marked
 
 
-def test_a_cut_last_word_has_no_bits() -> None:
-    with log_of(13, behind=MIB) as log:
-        assert log.mapped.covers == 64 * PAGE
-        log.mapped.mark(0, 104 * PAGE)
-        assert log.pages() == set(range(64))
+@pytest.mark.parametrize("size", [1, 7, 13, 4096 + 3])
+@pytest.mark.parametrize("behind", [0, MIB])
+def test_a_log_may_end_within_a_word(size: int, behind: int) -> None:
+    with log_of(size, behind=behind) as log:
+        assert log.mapped.covers == size * 8 * PAGE
+        log.mapped.mark(0, (size * 8 + 64) * PAGE)
+        assert log.pages() == set(range(size * 8))
 
 
 def test_a_log_may_begin_within_its_file() -> None:
@@ -208,7 +210,6 @@ def test_memory_that_was_switched_is_found_by_the_table_it_was_translated_with()
     ("offset", "size", "says"),
     [
         (0, 0, "a dirty log of 0 bytes"),
-        (0, 7, "a dirty log of 7 bytes"),
         (4, 64, "offset 0x4"),
         (0, 4097, "ends at byte 4097 of its file, which has 4096"),
         (4096, 8, "ends at byte 4104 of its file, which has 4096"),

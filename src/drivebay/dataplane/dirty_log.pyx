@@ -72,8 +72,8 @@ cdef void dirty_log_iovecs(
 
 cdef class DirtyLog:
     def __init__(self, int fd, mmap_offset, size, on_broken=None):
-        if size < WORD_BYTES:
-            raise PeerError(f"a dirty log of {size} bytes (must be at least {WORD_BYTES})")
+        if size == 0:
+            raise PeerError("a dirty log of 0 bytes")
         if mmap_offset % WORD_BYTES:
             raise PeerError(
                 f"a dirty log at offset {mmap_offset:#x} of its file (must be a multiple of "
@@ -82,8 +82,9 @@ cdef class DirtyLog:
             self.table = MemoryTable([Region(0, size, 0, mmap_offset, fd)], None, on_broken)
         except PeerError as refusal:
             raise PeerError(f"the dirty log is no usable memory: {refusal}") from refusal
-        # Whole words only: a bit of a cut one could lie behind the log's end.
-        self.raw.bits = size // WORD_BYTES * WORD_BYTES * 8
+        # The last word may be cut: it is aligned, so all of it is mapped, and of the bytes
+        # behind the log's end no bit is ever set.
+        self.raw.bits = size * 8
         self.raw.words = <uint64_t*>self.table.raw.regions[0].host
 
     @property

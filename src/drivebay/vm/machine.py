@@ -9,9 +9,11 @@ from __future__ import annotations
 import errno
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 from drivebay.errors import DrivebayError, HostError, PeerError, UsageError
 from drivebay.vm.guest_agent import GuestAgent, GuestOutput, GuestSilent
@@ -19,6 +21,7 @@ from drivebay.vm.guest_image import GuestImage
 from drivebay.vm.kvm import Accelerator
 from drivebay.vm.processes import Child, start, unprivileged
 from drivebay.vm.qemu import MachineFiles, MachineSpec, Qemu, command_line
+from drivebay.vm.qmp import Qmp
 
 __all__ = ["BOOT_SECONDS", "Machine"]
 
@@ -26,6 +29,8 @@ BOOT_SECONDS = 120.0
 COMMAND_SECONDS = 60.0
 START_SECONDS = 30.0
 POWER_OFF_SECONDS = 30.0
+
+Connected = TypeVar("Connected", GuestAgent, Qmp)
 
 
 class Machine:
@@ -129,6 +134,7 @@ class Machine:
             initrd=self._folder / "initrd",
             console_socket=self.console_socket,
             command_socket=self._folder / "commands.sock",
+            monitor_socket=self._folder / "monitor.sock",
         )
         shutil.copyfile(self._image.kernel, files.kernel)
         files.initrd.write_bytes(self._image.initrd(self._scripts))
@@ -143,15 +149,19 @@ class Machine:
             self._child = start(
                 "qemu", line, self.qemu_log, pass_fds=(console.fileno(),), identity=identity
             )
-        self._agent = self._connect(files.command_socket)
+        self._agent = self._when_there(lambda: GuestAgent(files.command_socket))
 
-    def _connect(self, path: Path) -> GuestAgent:
-        """QEMU makes the socket some time after its start, or ends with a message instead."""
+    def monitor(self) -> Qmp:
+        """Connect to QEMU's monitor; the caller closes it, before the next call."""
+        return self._when_there(lambda: Qmp(self._folder / "monitor.sock"))
+
+    def _when_there(self, connect: Callable[[], Connected]) -> Connected:
+        """QEMU makes its sockets some time after its start, or ends with a message instead."""
         assert self._child is not None
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
-                return GuestAgent(path)
+                return connect()
             except OSError as error:
                 if self._child.ended() or time.monotonic() > deadline:
                     raise HostError(
