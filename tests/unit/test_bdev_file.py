@@ -383,3 +383,18 @@ def test_a_gate_holds_and_a_removal_fails_requests_of_a_file(bdev: FileBdev) -> 
         assert not disk.collect()
         machine.settle(machine.channel.remove())
         assert finished(disk, [held]) == [Status.IOERR]
+
+
+def test_a_bounced_request_counts_once(direct_path: Path) -> None:
+    """As the guest's one request, not once for each piece that goes through our buffers."""
+    with Machine(FileBdev("File0", None, str(direct_path), 512), write_through=True) as machine:
+        disk = machine.add_queue()
+        odd = Framing((16, 511), (511,))
+        disk.write(8, PATTERN[:MIB], odd)
+        assert disk.read(8, MIB, odd) == PATTERN[:MIB]
+        assert disk.request(Kind.IN, SIZE // 512, room=MIB, framing=odd).status == Status.IOERR
+        stats = machine.channel.stats()
+        assert {name: (s.ops, s.bytes, s.errors) for name, s in stats.items() if s.ops} == {
+            "read": (1, MIB, 1),
+            "write": (1, MIB, 0),
+        }

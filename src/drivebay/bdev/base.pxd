@@ -49,7 +49,7 @@ cdef struct channel_t:
     reactor_t* reactor
     void* module            # the module's own
     uint32_t flags
-    uint32_t inflight       # in the module, or at a bounce buffer
+    uint32_t inflight       # in the module, or waiting for a bounce buffer
     message_t* draining     # those answered when inflight is 0
     io_t* held              # first and last of those held back
     io_t* held_last
@@ -66,7 +66,6 @@ cdef struct bounce_t:
     uint64_t moved
     uint32_t iov_count
     iovec part              # what the module sees
-    int (*submit)(channel_t* channel, io_t* io) noexcept nogil
     uint8_t* buffer
 
 cdef inline void channel_settle(channel_t* channel) noexcept nogil:

@@ -2,10 +2,8 @@
 
 from drivebay.bdev.base cimport channel_t, io_t
 
-ctypedef int (*module_submit_fn)(channel_t* channel, io_t* io) noexcept nogil
-
 cdef enum:
     BOUNCE_BYTES = 131072
     BOUNCE_COUNT = 8
 
-cdef int bounce_submit(channel_t* channel, io_t* io, module_submit_fn submit) noexcept nogil
+cdef int bounce_submit(channel_t* channel, io_t* io) noexcept nogil

@@ -10,7 +10,7 @@ from libc.string cimport memcpy
 
 from drivebay.bdev.base cimport (
     FRAME_DONE, FRAME_TAKEN, IO_READ, SUBMIT_DONE, SUBMIT_PENDING, SUBMIT_QUEUED, bounce_t,
-    channel_settle, channel_t, io_complete, io_push, io_t,
+    channel_t, io_complete, io_push, io_t,
 )
 
 
@@ -36,7 +36,7 @@ cdef void copy(bounce_t* bounce, bint into_buffer) noexcept nogil:
 
 cdef int next_part(bounce_t* bounce, io_t* io) noexcept nogil:
     """Submit pieces until one is pending. Returns: SUBMIT_DONE or SUBMIT_PENDING."""
-    cdef unsigned char operation = io.operation
+    cdef channel_t* channel = <channel_t*>io.channel
     while bounce.moved < bounce.length:
         bounce.part.iov_base = bounce.buffer
         bounce.part.iov_len = min(<uint64_t>BOUNCE_BYTES, bounce.length - bounce.moved)
@@ -44,30 +44,29 @@ cdef int next_part(bounce_t* bounce, io_t* io) noexcept nogil:
         io.iov_count = 1
         io.offset = bounce.offset + bounce.moved
         io.length = bounce.part.iov_len
-        if operation != IO_READ:
+        io.done = 0
+        if io.operation != IO_READ:
             copy(bounce, True)
-        io_push(io, part_done, bounce, operation)
-        if bounce.submit(<channel_t*>io.channel, io) != SUBMIT_DONE:
+        io_push(io, part_done, bounce, 0)
+        if channel.submit(channel, io) != SUBMIT_DONE:
             return SUBMIT_PENDING
         io.frame_count -= 1
-        finish_part(bounce, io, operation)
+        finish_part(bounce, io)
     return SUBMIT_DONE
 
 
-cdef void finish_part(bounce_t* bounce, io_t* io, unsigned char operation) noexcept nogil:
-    # A flush that made a write stable has changed the operation.
-    io.operation = operation
+cdef void finish_part(bounce_t* bounce, io_t* io) noexcept nogil:
     if io.status < 0:
         bounce.moved = bounce.length
         return
-    if operation == IO_READ:
+    if io.operation == IO_READ:
         copy(bounce, False)
     bounce.moved += io.length
 
 
-cdef int part_done(io_t* io, void* context, uint64_t operation) noexcept nogil:
+cdef int part_done(io_t* io, void* context, uint64_t saved) noexcept nogil:
     cdef bounce_t* bounce = <bounce_t*>context
-    finish_part(bounce, io, <unsigned char>operation)
+    finish_part(bounce, io)
     if next_part(bounce, io) != SUBMIT_DONE:
         return FRAME_TAKEN
     give_back(bounce, io)
@@ -89,7 +88,6 @@ cdef void give_back(bounce_t* bounce, io_t* io) noexcept nogil:
         channel.unbounced = waiting.link
         if start(bounce, waiting) == SUBMIT_DONE:
             io_complete(waiting)
-    channel_settle(channel)
 
 
 cdef int start(bounce_t* bounce, io_t* io) noexcept nogil:
@@ -104,10 +102,9 @@ cdef int start(bounce_t* bounce, io_t* io) noexcept nogil:
     return SUBMIT_DONE
 
 
-cdef int bounce_submit(channel_t* channel, io_t* io, module_submit_fn submit) noexcept nogil:
+cdef int bounce_submit(channel_t* channel, io_t* io) noexcept nogil:
+    """As channel.submit; QUEUED when all buffers are in use."""
     cdef bounce_t* bounce = channel.bounces
-    io.channel = channel
-    channel.inflight += 1
     if bounce == NULL:
         io.link = NULL
         if channel.unbounced == NULL:
@@ -117,5 +114,4 @@ cdef int bounce_submit(channel_t* channel, io_t* io, module_submit_fn submit) no
         channel.unbounced_last = io
         return SUBMIT_QUEUED
     channel.bounces = bounce.next
-    bounce.submit = submit
     return start(bounce, io)

@@ -9,7 +9,7 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from drivebay.bdev.base cimport (
     BDEV_FUA, BDEV_VOLATILE_CACHE, CHANNEL_REMOVED, FRAME_DONE, FRAME_TAKEN, IO_FLUSH, IO_FUA,
-    IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE, SUBMIT_QUEUED, bdev_t, channel_settle,
+    IO_READ, IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE, SUBMIT_QUEUED, bdev_t, channel_settle,
     channel_t, io_complete, io_push, io_t, op_stats_t,
 )
 from drivebay.bdev.bounce cimport bounce_submit
@@ -34,6 +34,8 @@ cdef inline int check(const bdev_t* bdev, const io_t* io) noexcept nogil:
 cdef inline bint is_misaligned(const io_t* io, const bdev_t* bdev) noexcept nogil:
     cdef uint32_t i
     cdef uint64_t addresses = 0, lengths = 0
+    if io.operation != IO_READ and io.operation != IO_WRITE:
+        return False
     for i in range(io.iov_count):
         addresses |= <uint64_t>io.iov[i].iov_base
         lengths |= <uint64_t>io.iov[i].iov_len
@@ -79,12 +81,16 @@ cdef int module_done(io_t* io, void* context, uint64_t length) noexcept nogil:
 
 
 cdef int module_submit(channel_t* channel, io_t* io) noexcept nogil:
+    """Straight to the module, or in pieces through a bounce buffer: it counts as one I/O."""
     cdef int how
     io.channel = channel
     io.started = channel.reactor.now
     io.done = 0
     io_push(io, module_done, channel, io.length)
-    how = channel.submit(channel, io)
+    if channel.bdev.buffer_mask and is_misaligned(io, channel.bdev):
+        how = bounce_submit(channel, io)
+    else:
+        how = channel.submit(channel, io)
     if how == SUBMIT_DONE:
         io.frame_count -= 1
         account(channel, io, io.length)
@@ -118,8 +124,6 @@ cdef int bdev_submit(channel_t* channel, io_t* io) noexcept nogil:
             return SUBMIT_DONE
         io.channel = channel
         return hold(channel, io)
-    if channel.bdev.buffer_mask and is_misaligned(io, channel.bdev):
-        return bounce_submit(channel, io, module_submit)
     return module_submit(channel, io)
 
 

@@ -1,5 +1,7 @@
 """The file bdevs, ``aio`` and ``uring``: two names over one io_uring engine."""
 
+from libc.stdint cimport uint64_t
+
 from drivebay.bdev.base cimport Bdev, Channel
 from drivebay.engines.uring cimport UringEngine, uring_t
 
@@ -7,6 +9,7 @@ from drivebay.engines.uring cimport UringEngine, uring_t
 cdef struct file_t:
     uring_t* uring
     int fd
+    uint64_t handle         # fd, as the engine takes it
 
 cdef class FileBdev(Bdev):
     cdef int fd

@@ -13,7 +13,7 @@ from drivebay.bdev.base cimport (
     BDEV_FUA, BDEV_VOLATILE_CACHE, Bdev, Channel, IO_FLUSH, IO_READ, IO_UNMAP, IO_WRITE,
     IO_WRITE_ZEROES, SUBMIT_DONE, SUBMIT_PENDING, channel_t, io_t, iovec,
 )
-from drivebay.engines.uring cimport uring_of, uring_start
+from drivebay.engines.uring cimport URING_WORKER, uring_of, uring_start
 
 import errno
 import os
@@ -55,6 +55,7 @@ cdef extern from "<sys/vfs.h>" nogil:
 
 cdef enum:
     TMPFS_MAGIC = 0x01021994
+    FUSE_MAGIC = 0x65735546
     PAGE_BYTES = 4096
     IOVECS_A_CALL = 1024        # IOV_MAX of the kernel
     COPY_BYTES = 1048576        # what a file in memory moves at once: others wait meanwhile
@@ -62,7 +63,7 @@ cdef enum:
 
 cdef int file_submit(channel_t* channel, io_t* io) noexcept nogil:
     cdef file_t* file = <file_t*>channel.module
-    uring_start(file.uring, io, file.fd)
+    uring_start(file.uring, io, file.handle)
     return SUBMIT_PENDING
 
 
@@ -82,12 +83,15 @@ cdef int memory_file_submit(channel_t* channel, io_t* io) noexcept nogil:
     return SUBMIT_DONE
 
 
-cdef bint lies_in_memory(int fd):
-    """A device never does, though fstatfs(2) sees the file system of its name: /dev, a tmpfs."""
+cdef unsigned long file_system(int fd):
+    """Its magic number, 0 for a device: fstatfs(2) would see that of /dev, a tmpfs."""
     cdef c_statfs fs
+    cdef int status
     if stat.S_ISBLK(os.fstat(fd).st_mode):
-        return False
-    return fstatfs(fd, &fs) == 0 and fs.f_type == TMPFS_MAGIC
+        return 0
+    with nogil:
+        status = fstatfs(fd, &fs)
+    return fs.f_type if status == 0 else 0
 
 
 def logical_block_size(fd):
@@ -104,9 +108,12 @@ def logical_block_size(fd):
 cdef tuple direct_alignment(int fd):
     """(memory, offset) alignment that O_DIRECT asks for; (0, 0): it is of no use here."""
     cdef c_statx info
-    if lies_in_memory(fd):
+    cdef int status
+    if file_system(fd) == TMPFS_MAGIC:
         return 0, 0
-    if c_statx_call(fd, b"", AT_EMPTY_PATH, STATX_DIOALIGN, &info) != 0:
+    with nogil:     # the file may lie on another machine: nobody else waits for it
+        status = c_statx_call(fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &info)
+    if status != 0:
         return 0, 0
     if info.stx_mask & STATX_DIOALIGN:
         return info.stx_dio_mem_align, info.stx_dio_offset_align
@@ -116,10 +123,13 @@ cdef tuple direct_alignment(int fd):
     return 0, 0
 
 
-def can_punch(fd, size):
+cdef bint can_punch(int fd, uint64_t size):
     """Whether the file takes holes, tried behind its end, where it changes nothing."""
-    end = (size + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES
-    return c_fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, end, PAGE_BYTES) == 0
+    cdef long end = (size + PAGE_BYTES - 1) // PAGE_BYTES * PAGE_BYTES
+    cdef int status
+    with nogil:
+        status = c_fallocate(fd, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE, end, PAGE_BYTES)
+    return status == 0
 
 
 def device_takes_holes(fd):
@@ -141,9 +151,14 @@ cdef class FileChannel(Channel):
         Channel.__init__(self, bdev, reactor)
         self.engine = uring_of(self.reactor)
         self.file.uring = &self.engine.raw
+        kind = file_system(bdev.fd)
         self.file.fd = bdev.fd
+        self.file.handle = <uint64_t>bdev.fd
+        if kind == FUSE_MAGIC:
+            # The kernel calls its server at once and waits for it: never on a reactor.
+            self.file.handle |= URING_WORKER
         self.raw.module = &self.file
-        self.raw.submit = memory_file_submit if lies_in_memory(bdev.fd) else file_submit
+        self.raw.submit = memory_file_submit if kind == TMPFS_MAGIC else file_submit
 
 
 cdef class FileBdev(Bdev):
@@ -228,7 +243,8 @@ cdef class FileBdev(Bdev):
 
     def close(self):
         if self.fd >= 0:
-            close(self.fd)
+            with nogil:
+                close(self.fd)
         self.fd = -1
 
     def __dealloc__(self):

@@ -4,7 +4,7 @@ The engine continues short transfers by itself and completes each I/O from its
 poll. What is prepared is submitted once per turn.
 """
 
-from libc.stdint cimport int64_t, uint32_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 
 from drivebay.reactor.io cimport io_t
 from drivebay.reactor.reactor cimport Reactor, engine_t
@@ -38,7 +38,10 @@ cdef struct uring_t:
     io_t* waiting           # first and last of those without room in ring or budget
     io_t* waiting_last
 
-cdef void uring_start(uring_t* uring, io_t* io, int fd) noexcept nogil
+# io_t.engine, and what uring_start() takes: a descriptor and these.
+cdef uint64_t URING_WORKER      # always by one of the kernel's threads: the file may block
+
+cdef void uring_start(uring_t* uring, io_t* io, uint64_t file) noexcept nogil
 
 cdef class UringEngine:
     cdef uring_t raw

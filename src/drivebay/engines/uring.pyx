@@ -42,6 +42,7 @@ cdef extern from "<linux/io_uring.h>" nogil:
     enum:
         IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC, IORING_OP_FALLOCATE
         IORING_OP_READ, IORING_OP_WRITE
+        IOSQE_ASYNC
         IORING_SETUP_R_DISABLED, IORING_SETUP_SINGLE_ISSUER, IORING_SETUP_DEFER_TASKRUN
         IORING_SETUP_TASKRUN_FLAG, IORING_SETUP_CQSIZE
         IORING_ENTER_GETEVENTS, IORING_SQ_TASKRUN, IORING_SQ_CQ_OVERFLOW
@@ -74,9 +75,11 @@ cdef enum:
     TURN_BYTES = 8388608        # what a turn submits: the kernel copies cached pages at once
     MAX_CORES = 4096
 
-# io_t.engine: the file descriptor, and whether zeroes are made in the other way than asked.
+# io_t.engine: the file descriptor, how it is used, and whether zeroes are made in the
+# other way than asked.
 cdef uint64_t FD_MASK = 0xFFFFFFFF
 cdef uint64_t OTHER_WAY = <uint64_t>1 << 32
+URING_WORKER = <uint64_t>1 << 33
 
 
 # --- submission ----------------------------------------------------------------------------
@@ -145,6 +148,8 @@ cdef void prepare(uring_t* uring, io_t* io) noexcept nogil:
     memset(sqe, 0, sizeof(io_uring_sqe))
     sqe.fd = <int>(io.engine & FD_MASK)
     sqe.user_data = <uint64_t>io
+    if io.engine & URING_WORKER:
+        sqe.flags = IOSQE_ASYNC
     if io.operation == IO_READ or io.operation == IO_WRITE:
         prepare_rw(uring, sqe, io)
     elif io.operation == IO_FLUSH:
@@ -172,8 +177,8 @@ cdef void enqueue(uring_t* uring, io_t* io) noexcept nogil:
     uring.waiting_last = io
 
 
-cdef void uring_start(uring_t* uring, io_t* io, int fd) noexcept nogil:
-    io.engine = <uint64_t>fd
+cdef void uring_start(uring_t* uring, io_t* io, uint64_t file) noexcept nogil:
+    io.engine = file
     io.done = 0
     uring.engine.inflight += 1
     enqueue(uring, io)

@@ -30,10 +30,11 @@ class RemovedDisk:
         return channel.bdev is self._bdev
 
     async def channel(self, reactor: Reactor) -> Channel:
-        """This reactor's channel, opened once and kept."""
-        if reactor not in self._channels:
-            self._channels[reactor] = asyncio.ensure_future(self._open(reactor))
-        return await asyncio.shield(self._channels[reactor])
+        """This reactor's channel, opened once and kept. Raises: HostError."""
+        opening = self._channels.get(reactor)
+        if opening is None or _failed(opening):
+            opening = self._channels[reactor] = asyncio.ensure_future(self._open(reactor))
+        return await asyncio.shield(opening)
 
     async def _open(self, reactor: Reactor) -> Channel:
         channel = await asyncio.to_thread(self._bdev.open_channel, reactor)
@@ -45,5 +46,12 @@ class RemovedDisk:
         """After the last session."""
         while self._channels:
             _reactor, opening = self._channels.popitem()
-            await (await opening).close()
+            await asyncio.wait([opening])
+            if not _failed(opening):
+                await opening.result().close()
         await asyncio.to_thread(self._bdev.close)
+
+
+def _failed(opening: asyncio.Task[Channel]) -> bool:
+    """An opening that failed is nobody's: the next user tries again."""
+    return opening.done() and (opening.cancelled() or opening.exception() is not None)
