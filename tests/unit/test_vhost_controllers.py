@@ -15,7 +15,8 @@ from drivebay.errors import AlreadyExists, HostError, InUse, NotFound, UsageErro
 from drivebay.vhost.cpumask import parse_cpumask
 from drivebay.wire.virtio_blk import BlkFeature
 from tests.fakes.dataplane import FakeBdev
-from tests.unit.vhost_serving import Serving, negotiate
+from tests.fakes.memory import GuestMemory
+from tests.unit.vhost_serving import Serving, negotiate, start_ring
 
 
 @pytest.fixture
@@ -237,6 +238,22 @@ def test_a_front_end_that_has_just_left_is_nobody_s_session(serving: Serving) ->
         with serving.connect() as front:
             negotiate(front)
         serving.run(serving.controllers.delete("vhost.0"))
+
+
+def test_the_end_does_not_wait_for_ever(serving: Serving) -> None:
+    """A bdev that never answers: the caller is told, and may ask again."""
+    serving.create()
+    with serving.connect() as front, GuestMemory() as memory:
+        negotiate(front)
+        front.set_mem_table(memory)
+        fds = start_ring(front, memory)
+        serving.plane.hold = {"stop"}
+        assert serving.run(serving.controllers.close(0.05)) is False
+        assert front.hung_up()
+        serving.call(serving.plane.release)
+        assert serving.run(serving.controllers.close(20)) is True
+        for fd in fds:
+            os.close(fd)
 
 
 def test_deleting_what_is_not_there(serving: Serving) -> None:

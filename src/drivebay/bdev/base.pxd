@@ -42,9 +42,13 @@ cdef struct bdev_t:
 cdef enum:
     CHANNEL_GATED = 1       # new I/O is held
     CHANNEL_REMOVED = 2     # new I/O fails
+    CHANNEL_CLOSING = 4     # the module lets go of it when nothing is in flight
 
 cdef struct channel_t:
     int (*submit)(channel_t* channel, io_t* io) noexcept nogil
+    # Optional: before the first I/O, and after the last one.
+    void (*enter)(channel_t* channel) noexcept nogil
+    void (*leave)(channel_t* channel) noexcept nogil
     bdev_t* bdev
     reactor_t* reactor
     void* module            # the module's own
@@ -68,6 +72,11 @@ cdef struct bounce_t:
     iovec part              # what the module sees
     uint8_t* buffer
 
+cdef inline void channel_leave(channel_t* channel) noexcept nogil:
+    """Nothing is in flight: the end of a channel that closes."""
+    if channel.flags & CHANNEL_CLOSING and channel.leave != NULL:
+        channel.leave(channel)
+
 cdef inline void channel_settle(channel_t* channel) noexcept nogil:
     """One I/O less in flight; the last one answers those who wait for that."""
     cdef message_t* message
@@ -75,6 +84,7 @@ cdef inline void channel_settle(channel_t* channel) noexcept nogil:
     channel.inflight -= 1
     if channel.inflight or channel.draining == NULL:
         return
+    channel_leave(channel)
     message = channel.draining
     channel.draining = NULL
     while message != NULL:

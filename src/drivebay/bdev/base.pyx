@@ -63,13 +63,17 @@ cdef channel_t* channel_of(message_t* message) noexcept nogil:
 
 
 cdef void act_activate(message_t* message, void* reactor) noexcept nogil:
-    channel_of(message).reactor = <reactor_t*>reactor
+    cdef channel_t* channel = channel_of(message)
+    channel.reactor = <reactor_t*>reactor
+    if channel.enter != NULL:
+        channel.enter(channel)
     message_answer(message, 0)
 
 
 cdef void answer_when_drained(message_t* message) noexcept nogil:
     cdef channel_t* channel = channel_of(message)
     if channel.inflight == 0:
+        channel_leave(channel)
         message_answer(message, 0)
     else:
         message.next = channel.draining
@@ -88,7 +92,14 @@ cdef void act_ungate(message_t* message, void* reactor) noexcept nogil:
 
 
 cdef void act_remove(message_t* message, void* reactor) noexcept nogil:
-    channel_of(message).flags = CHANNEL_REMOVED
+    channel_of(message).flags |= CHANNEL_REMOVED
+    channel_of(message).flags &= ~<unsigned int>CHANNEL_GATED
+    channel_release_held(channel_of(message))
+    answer_when_drained(message)
+
+
+cdef void act_close(message_t* message, void* reactor) noexcept nogil:
+    channel_of(message).flags = CHANNEL_REMOVED | CHANNEL_CLOSING
     channel_release_held(channel_of(message))
     answer_when_drained(message)
 
@@ -148,7 +159,7 @@ cdef class Channel:
         return self.ask(act_remove)
 
     def close(self):
-        answer = self.ask(act_remove)
+        answer = self.ask(act_close)
         self.bdev.channels.discard(self)
         self.bdev.keep_stats(self.stats())
         return answer

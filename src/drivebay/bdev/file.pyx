@@ -13,14 +13,16 @@ from drivebay.bdev.base cimport (
     BDEV_FUA, BDEV_VOLATILE_CACHE, Bdev, Channel, IO_FLUSH, IO_READ, IO_UNMAP, IO_WRITE,
     IO_WRITE_ZEROES, SUBMIT_DONE, SUBMIT_PENDING, channel_t, io_t, iovec,
 )
-from drivebay.engines.uring cimport URING_WORKER, uring_of, uring_start
+from drivebay.engines.uring cimport (
+    URING_WORKER, uring_of, uring_register, uring_start, uring_unregister,
+)
 
 import errno
 import os
 import stat
 from pathlib import Path
 
-from drivebay.bdev.file_guard import file_size, open_guarded
+from drivebay.bdev.file_guard import file_size, open_guarded, release_guard
 from drivebay.errors import HostError, UsageError
 
 cdef extern from *:
@@ -59,6 +61,18 @@ cdef enum:
     PAGE_BYTES = 4096
     IOVECS_A_CALL = 1024        # IOV_MAX of the kernel
     COPY_BYTES = 1048576        # what a file in memory moves at once: others wait meanwhile
+
+
+cdef void file_enter(channel_t* channel) noexcept nogil:
+    cdef file_t* file = <file_t*>channel.module
+    file.handle = uring_register(file.uring, file.fd)
+
+
+cdef void file_leave(channel_t* channel) noexcept nogil:
+    """Before the descriptor is closed: the ring's table would keep file and lock."""
+    cdef file_t* file = <file_t*>channel.module
+    uring_unregister(file.uring, file.handle)
+    file.handle = <uint64_t>file.fd
 
 
 cdef int file_submit(channel_t* channel, io_t* io) noexcept nogil:
@@ -157,6 +171,11 @@ cdef class FileChannel(Channel):
         if kind == FUSE_MAGIC:
             # The kernel calls its server at once and waits for it: never on a reactor.
             self.file.handle |= URING_WORKER
+        elif kind:
+            # Not a device: older kernels empty a place up to a second later, and until then
+            # nobody else could open it.
+            self.raw.enter = file_enter
+            self.raw.leave = file_leave
         self.raw.module = &self.file
         self.raw.submit = memory_file_submit if kind == TMPFS_MAGIC else file_submit
 
@@ -243,6 +262,7 @@ cdef class FileBdev(Bdev):
 
     def close(self):
         if self.fd >= 0:
+            release_guard(self.fd)      # an old kernel's ring may keep the file a little longer
             with nogil:
                 close(self.fd)
         self.fd = -1

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from drivebay.errors import HostError, InUse, UsageError
 
-__all__ = ["device_holders", "file_size", "open_guarded"]
+__all__ = ["device_holders", "file_size", "open_guarded", "release_guard"]
 
 # struct flock: l_type, l_whence, padding, l_start, l_len (0: to the end), l_pid, padding
 _FLOCK = struct.Struct("=hhIqqiI")
@@ -45,6 +45,11 @@ def open_guarded(path: str, *, readonly: bool, direct: bool) -> int:
         os.close(fd)
         raise
     return fd
+
+
+def release_guard(fd: int) -> None:
+    """Give the lock back, even if somebody else still holds the open description for a while."""
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0, 0, 0))
 
 
 def _is_encodable(path: str) -> bool:

@@ -1,6 +1,8 @@
 from drivebay.reactor.mailbox import Answer
 from drivebay.reactor.reactor import Reactor
 
+SETUP_FLAGS: tuple[int, ...]  # of io_uring_setup(2), best first
+
 class UringEngine:
     """A reactor's io_uring. Made by the first file channel on it."""
 

@@ -6,7 +6,7 @@ While the reactor polls, the eventfd is switched off. Sources: io_uring_setup(2)
 io_uring_enter(2), Linux 6.1.
 """
 
-from libc.errno cimport EAGAIN, EBUSY, EINTR, EIO, EOPNOTSUPP, errno
+from libc.errno cimport EAGAIN, EBUSY, EINTR, EINVAL, EIO, ENOSYS, EOPNOTSUPP, EPERM, errno
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 from posix.mman cimport MAP_FAILED, MAP_POPULATE, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
@@ -22,6 +22,7 @@ from drivebay.reactor.mailbox cimport message_answer, message_t
 from drivebay.reactor.reactor cimport Reactor, engine_t, reactor_add_engine, reactor_t
 
 import os
+from threading import Lock
 
 from drivebay.errors import HostError
 
@@ -39,15 +40,22 @@ cdef extern from "<linux/io_uring.h>" nogil:
         uint64_t user_data
         int32_t res
         uint32_t flags
+    cdef struct io_uring_rsrc_register:
+        uint32_t nr
+        uint32_t flags
+    cdef struct io_uring_files_update:
+        uint32_t offset
+        uint64_t fds
     enum:
         IORING_OP_READV, IORING_OP_WRITEV, IORING_OP_FSYNC, IORING_OP_FALLOCATE
         IORING_OP_READ, IORING_OP_WRITE
-        IOSQE_ASYNC
+        IOSQE_ASYNC, IOSQE_FIXED_FILE
         IORING_SETUP_R_DISABLED, IORING_SETUP_SINGLE_ISSUER, IORING_SETUP_DEFER_TASKRUN
         IORING_SETUP_TASKRUN_FLAG, IORING_SETUP_CQSIZE
         IORING_ENTER_GETEVENTS, IORING_SQ_TASKRUN, IORING_SQ_CQ_OVERFLOW
         IORING_CQ_EVENTFD_DISABLED
         IORING_REGISTER_EVENTFD, IORING_REGISTER_ENABLE_RINGS, IORING_REGISTER_IOWQ_AFF
+        IORING_REGISTER_FILES2, IORING_REGISTER_FILES_UPDATE, IORING_RSRC_REGISTER_SPARSE
         IORING_OFF_SQ_RING, IORING_OFF_SQES
 
 cdef extern from "<sys/syscall.h>" nogil:
@@ -80,6 +88,23 @@ cdef enum:
 cdef uint64_t FD_MASK = 0xFFFFFFFF
 cdef uint64_t OTHER_WAY = <uint64_t>1 << 32
 URING_WORKER = <uint64_t>1 << 33
+URING_PLACE = <uint64_t>1 << 34
+
+# What the ring is set up with, best first: what a kernel refuses is left out.
+SETUP_FLAGS = (
+    IORING_SETUP_R_DISABLED | IORING_SETUP_CQSIZE | IORING_SETUP_SINGLE_ISSUER
+    | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG,
+    IORING_SETUP_R_DISABLED | IORING_SETUP_CQSIZE,
+)
+HINTS = {
+    EPERM: "io_uring is switched off: see /proc/sys/kernel/io_uring_disabled, which must be 0, "
+           "and the seccomp profile if this is a container",
+    ENOSYS: "the kernel has no io_uring, or this container's seccomp profile hides it; "
+            "Linux 6.1 or later is needed",
+}
+DEFAULT_HINT = "Linux 6.1 or later is needed, and /proc/sys/kernel/io_uring_disabled at 0"
+
+making = Lock()
 
 
 # --- submission ----------------------------------------------------------------------------
@@ -149,7 +174,9 @@ cdef void prepare(uring_t* uring, io_t* io) noexcept nogil:
     sqe.fd = <int>(io.engine & FD_MASK)
     sqe.user_data = <uint64_t>io
     if io.engine & URING_WORKER:
-        sqe.flags = IOSQE_ASYNC
+        sqe.flags |= IOSQE_ASYNC
+    if io.engine & URING_PLACE:
+        sqe.flags |= IOSQE_FIXED_FILE
     if io.operation == IO_READ or io.operation == IO_WRITE:
         prepare_rw(uring, sqe, io)
     elif io.operation == IO_FLUSH:
@@ -280,6 +307,54 @@ cdef bint uring_arm(engine_t* engine, bint armed) noexcept nogil:
             or load_relaxed_u32(uring.sq_flags) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW))
 
 
+# --- the table of files --------------------------------------------------------------------
+
+cdef void make_table(uring_t* uring) noexcept nogil:
+    """Empty at first. A kernel that refuses it gets descriptors, as it does when it is full."""
+    cdef io_uring_rsrc_register table
+    cdef uint32_t i
+    memset(&table, 0, sizeof(table))
+    table.nr = URING_FILES
+    table.flags = IORING_RSRC_REGISTER_SPARSE
+    if syscall(SYS_io_uring_register, uring.ring, IORING_REGISTER_FILES2, &table,
+               sizeof(table)) != 0:
+        return
+    for i in range(URING_FILES):
+        uring.free_places[i] = <uint16_t>(URING_FILES - 1 - i)
+    uring.free_count = URING_FILES
+
+
+cdef bint set_place(uring_t* uring, uint32_t place, int32_t fd) noexcept nogil:
+    cdef io_uring_files_update update
+    memset(&update, 0, sizeof(update))
+    update.offset = place
+    update.fds = <uint64_t>&fd
+    return syscall(SYS_io_uring_register, uring.ring, IORING_REGISTER_FILES_UPDATE, &update, 1) == 1
+
+
+cdef uint64_t uring_register(uring_t* uring, int fd) noexcept nogil:
+    """Put a file into the table, so that no request looks its descriptor up.
+
+    Returns: what uring_start() takes. The table holds the file open until it is taken out.
+    """
+    cdef uint32_t place
+    if uring.free_count == 0:
+        return <uint64_t>fd
+    place = uring.free_places[uring.free_count - 1]
+    if not set_place(uring, place, fd):
+        return <uint64_t>fd
+    uring.free_count -= 1
+    return place | URING_PLACE
+
+
+cdef void uring_unregister(uring_t* uring, uint64_t file) noexcept nogil:
+    """Take it out again; when none of its requests is in flight."""
+    cdef uint32_t place = <uint32_t>(file & FD_MASK)
+    if file & URING_PLACE and set_place(uring, place, -1):
+        uring.free_places[uring.free_count] = <uint16_t>place
+        uring.free_count += 1
+
+
 # --- set-up --------------------------------------------------------------------------------
 
 cdef void act_enable(message_t* message, void* reactor) noexcept nogil:
@@ -292,6 +367,7 @@ cdef void act_enable(message_t* message, void* reactor) noexcept nogil:
         SYS_io_uring_register, uring.ring, IORING_REGISTER_ENABLE_RINGS, NULL, 0
     )
     CHECK(status == 0)
+    make_table(uring)
     if message.argument[1]:
         # Best effort: without it the kernel's workers may share the reactor's core.
         syscall(SYS_io_uring_register, uring.ring, IORING_REGISTER_IOWQ_AFF,
@@ -317,16 +393,7 @@ cdef class UringEngine:
 
     def __init__(self):
         cdef io_uring_params params
-        memset(&params, 0, sizeof(params))
-        params.flags = (IORING_SETUP_R_DISABLED | IORING_SETUP_SINGLE_ISSUER
-                        | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_TASKRUN_FLAG
-                        | IORING_SETUP_CQSIZE)
-        params.cq_entries = COMPLETIONS
-        self.raw.ring = syscall(SYS_io_uring_setup, ENTRIES, &params)
-        if self.raw.ring < 0:
-            raise HostError(
-                "cannot make an io_uring", errno,
-                hint="Linux 6.1 or later is needed, and /proc/sys/kernel/io_uring_disabled at 0")
+        self.set_up(&params)
         self.map_rings(&params)
         self.raw.engine.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         if self.raw.engine.fd < 0 or syscall(
@@ -338,6 +405,19 @@ cdef class UringEngine:
         self.raw.engine.poll = uring_poll
         self.raw.engine.arm = uring_arm
         uring_arm(&self.raw.engine, False)
+
+    cdef int set_up(self, io_uring_params* params) except -1:
+        for flags in SETUP_FLAGS:
+            memset(params, 0, sizeof(params[0]))
+            params.flags = flags
+            params.cq_entries = COMPLETIONS
+            self.raw.ring = syscall(SYS_io_uring_setup, ENTRIES, params)
+            if self.raw.ring >= 0 or errno != EINVAL:
+                break
+        if self.raw.ring < 0:
+            raise HostError("cannot make an io_uring", errno,
+                            hint=HINTS.get(errno, DEFAULT_HINT))
+        return 0
 
     cdef int map_rings(self, io_uring_params* params) except -1:
         cdef uint8_t* base
@@ -396,14 +476,11 @@ cdef class UringEngine:
 
 
 cdef UringEngine uring_of(Reactor reactor):
-    """The reactor's ring, made and handed over at the first file.
-
-    Worker threads may come here at the same time: the first ring to be noted is the one.
-    """
-    found = reactor.shared.get("uring")
-    if found is None:
-        made = UringEngine()
-        found = reactor.shared.setdefault("uring", made)
-        if found is made:
-            made.enable(reactor)
+    """The reactor's ring, made and handed over at the first file. Context: worker threads."""
+    with making:
+        found = reactor.shared.get("uring")
+        if found is None:
+            found = UringEngine()
+            (<UringEngine>found).enable(reactor)
+            reactor.shared["uring"] = found
     return found

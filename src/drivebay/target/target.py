@@ -36,6 +36,8 @@ _log = logging.getLogger(__name__)
 
 # Opening a file, mapping memory and fsync wait here; a handful can wait at the same time.
 _WORKERS = 8
+# How long the end waits for requests in flight: less than `target stop` waits for the end.
+END_PATIENCE_S = 45.0
 
 
 class Target:
@@ -118,10 +120,19 @@ class Target:
         await self._initialised.wait()
 
     async def stop(self) -> None:
-        """End everything that start() began, as far as it came."""
-        if hasattr(self, "controllers"):
-            await self.controllers.close()
-        await self.registry.close()
+        """End everything that start() began, as far as it came.
+
+        A bdev that does not answer is not waited for without limit: its requests, and the
+        memory that they go to, are then left to the kernel, which ends them with the process.
+        """
+        drained = not hasattr(self, "controllers") or await self.controllers.close(END_PATIENCE_S)
+        if drained:
+            await self.registry.close()
+        else:
+            _log.error(
+                "requests are in flight for more than %d s: the target ends without their answers",
+                END_PATIENCE_S,
+            )
         # Not before: while sessions end, a guest can still hold a reactor up.
         if self._watching is not None:
             self._watching.cancel()

@@ -155,13 +155,19 @@ class Controllers:
         self._draining.add(task)
         task.add_done_callback(self._draining.discard)
 
-    async def close(self) -> None:
-        """End everything, and wait until nothing is in flight any more."""
+    async def close(self, patience_s: float | None = None) -> bool:
+        """End everything, and wait until nothing is in flight any more, or ``patience_s``.
+
+        Returns whether all is over. If not, guest memory is still mapped and must stay so.
+        """
         for controller in self:
             await self.delete(controller.name, force=True)
-        while self._draining:
-            await asyncio.wait(list(self._draining))
+        if self._draining:
+            await asyncio.wait(list(self._draining), timeout=patience_s)
+        if self._draining:
+            return False
         await self._removed.close()
+        return True
 
 
 def _check_name(name: str) -> None:
