@@ -19,7 +19,7 @@ KINDS = (IN, OUT, IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES, 2, 10, 14, 0xFF
 DATA_LENGTHS = (512, 4096, 1024, 512, 8192, 0, 1, 511, 513, 0x8000, 0xFFFF_FFFF)
 SEGMENTS = (1, 1, 2, 1, 0, 3, 9, 40, 126, 200)
 ODD_LENGTHS = (0, 1, 15, 16, 17, 4095, 0x10000, 0x7FFF_FFFF, 0xFFFF_FFF0, 0xFFFF_FFFF)
-DATA_AREA = 0x4000  # behind the rings, in each region
+DATA_AREA = 0x7800  # behind the longest ring, in each region
 
 
 class Buffer(NamedTuple):

@@ -12,7 +12,7 @@ from fuzz.guest import Guest
 __all__ = ["SplitRing"]
 
 DESC = struct.Struct("<QIHH")
-TABLES_AREA = 0x3000  # indirect tables, before the data
+TABLES_AREA = 0x6C00  # indirect tables, before the data
 
 
 class SplitRing:
@@ -21,7 +21,7 @@ class SplitRing:
     def __init__(self, guest: Guest, choices: Choices, size: int, base: int) -> None:
         self.guest = guest
         self.size = size
-        self.start = base
+        self.next_used = base
         self.index = base
         self.taken = 0  # descriptors since the last publication
         self.free = 0
@@ -65,10 +65,12 @@ class SplitRing:
     def first_base(choices: Choices, _size: int) -> int:
         return choices.pick((0, 0, 0xFFFE, 1, 0x7FFF))
 
-    def answered(self) -> int:
-        """How many chains came back since the start."""
-        used = int.from_bytes(self.guest.read(self.used + 2, 2), "little")
-        return (used - self.start) & 0xFFFF
+    def take_used(self) -> bool:
+        """Whether the next chain came back; the one after it is the next then."""
+        if self.guest.read(self.used + 2, 2) == self.next_used.to_bytes(2, "little"):
+            return False
+        self.next_used = (self.next_used + 1) & 0xFFFF
+        return True
 
     # What a driver does -----------------------------------------------------------------
 
@@ -104,7 +106,7 @@ class SplitRing:
         """A table elsewhere; returns the buffer that it is."""
         piece = choices.pick(self.guest.pieces)
         room = TABLES_AREA + 16 * len(chain)
-        table = piece.guest_addr + TABLES_AREA + self.table % 0x800
+        table = piece.guest_addr + TABLES_AREA + self.table % 0x400
         if choices.rarely(12):  # over the end of a region: part of it is elsewhere, or nowhere
             table = piece.end - choices.below(room % 200 + 1)
         self.table += 16 * len(chain)
