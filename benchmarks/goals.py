@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from measuring import Row
 
 OURS = "drivebay"
+PACKED = ", packed"  # ends the name of a contender on packed rings
+OURS_PACKED = OURS + PACKED
 GENERATOR = "spdk under bdevperf"
 
 

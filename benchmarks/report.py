@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from goals import OURS, Goal, table
+from goals import OURS, OURS_PACKED, PACKED, Goal, table
 from measuring import Row, spread
 
 from drivebay.errors import DrivebayError
@@ -39,11 +39,12 @@ def cost(row: Row) -> str:
     return f"{cpu:,.0f} ns" + ("" if busy is None else f", {busy:,.0f} busy")
 
 
-def ratio_tables(rows: Sequence[Row], base: str = OURS) -> str:
-    """One table for each other contender: throughput, ratio, cost."""
-    ours = {row.case: row for row in rows if row.target == base}
+def ratio_tables(rows: Sequence[Row]) -> str:
+    """One table for each other contender: throughput, ratio, cost. Packed meets packed."""
     lines = []
-    for name in dict.fromkeys(row.target for row in rows if row.target != base):
+    for name in dict.fromkeys(row.target for row in rows if row.target != OURS):
+        base = OURS_PACKED if name.endswith(PACKED) and name != OURS_PACKED else OURS
+        ours = {row.case: row for row in rows if row.target == base}
         lines.append(f"| 4 KiB, thousand a second | depth | {base} | {name} | ratio | time each |")
         lines.append("|---|---|---|---|---|---|")
         for row in rows:

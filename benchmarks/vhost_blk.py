@@ -21,10 +21,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import goals
 import report
 from chart import write_chart
 from contenders import Bdevperf, Case, Contender, CopyLoop, Fio, Served
-from goals import OURS, goals
 from measuring import Row, measure
 from resting import among_idle, first_answers, rest, with_disks
 from spdk_peer import check_program, spdk_vhost
@@ -58,7 +58,7 @@ class Field:
         self.targets.append(target)
         self.contenders.append(Served(target))
         if packed:
-            self.contenders.append(Served(target, suffix=", packed", packed=True))
+            self.contenders.append(Served(target, suffix=goals.PACKED, packed=True))
 
 
 def prepare(folder: Path, options: argparse.Namespace, stack: ExitStack) -> Field:
@@ -72,7 +72,7 @@ def prepare(folder: Path, options: argparse.Namespace, stack: ExitStack) -> Fiel
         wanted = places | {key: Path("/dev/shm") for key in more if key in options.workloads}
         return stack.enter_context(disk_files(wanted, owner))
 
-    ours = drivebay(folder / "ours", OURS)
+    ours = drivebay(folder / "ours", goals.OURS)
     found.add(ours, packed=True)
     our_files = files("drivebay")
     _start(ours, options.workloads, our_files)
@@ -125,15 +125,15 @@ def measure_resting(folder: Path, options: argparse.Namespace) -> dict[str, dict
     def daemon(at: Path, names: Sequence[str]) -> Target:
         return storage_daemon(at, storage_daemon_nodes(names, {}))
 
-    found = {OURS: rest(ours, folder / "rest-ours", disks, seconds)}
-    found[OURS]["first_answer_s"] = first_answers(ours, folder / "first-ours", options.repeat)
+    found = {goals.OURS: rest(ours, folder / "rest-ours", disks, seconds)}
+    found[goals.OURS]["first_answer_s"] = first_answers(ours, folder / "first-ours", options.repeat)
     if options.spdk is not None:
         found["spdk"] = rest(spdk, folder / "rest-spdk", disks, seconds)
         found["spdk"]["first_answer_s"] = first_answers(spdk, folder / "first", options.repeat)
     if shutil.which("qemu-storage-daemon"):
         found["qemu-storage-daemon"] = rest(daemon, folder / "rest-qsd", disks, seconds)
     lone, crowd = among_idle(folder / "idle", options.idle, options.repeat, options.runtime)
-    found[OURS]["among_idle"] = crowd / lone
+    found[goals.OURS]["among_idle"] = crowd / lone
     return found
 
 
@@ -201,7 +201,7 @@ def run(options: argparse.Namespace) -> list[Row]:
 def _report(
     rows: list[Row], resting: dict[str, dict[str, float]], options: argparse.Namespace
 ) -> None:
-    reached = goals(rows, resting)
+    reached = goals.goals(rows, resting)
     if options.quick:
         print("\nA quick run shows that everything works; its figures say nothing.")
     print(f"\n{report.ratio_tables(rows)}\n{report.resting_table(resting)}\n")
@@ -214,7 +214,7 @@ def _report(
             "repeat": options.repeat,
             "rows": [row.as_json() for row in rows],
             "resting": resting,
-            "goals": [vars(goal) | {"met": goal.met} for goal in reached],
+            "goals": [vars(one) | {"met": one.met} for one in reached],
         },
     )
     write_chart(path.with_suffix(".svg"), rows)

@@ -155,6 +155,10 @@ def test_tables_and_files(tmp_path: Path) -> None:
         "| malloc, randread | 32 | 2,000 (2,000 to 2,000) | 1,000 (1,000 to 1,000) | 2.00 |" in text
     )
     assert "90 ns, 80 busy / 100 ns" in text
+    packed = [row("drivebay, packed", 3e6), row("spdk, packed", 2e6)]
+    assert "| 3,000 (3,000 to 3,000) | 2,000 (2,000 to 2,000) | 1.50 |" in report.ratio_tables(
+        packed
+    )
     assert "spdk, malloc: ring of spdk" in report.agreements(rows)
     path = report.save(tmp_path / "new", "x", {"rows": [one.as_json() for one in rows]})
     assert json.loads(path.read_text())["rows"][0]["samples"][0]["iops"] == 2e6
