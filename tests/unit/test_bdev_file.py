@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import random
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from drivebay.bdev.file import FileBdev
 from drivebay.errors import UsageError
 from tests.fakes.driver import BlkDriver, Framing, Kind, Pending, Status, segment_bytes
+from tests.fakes.memory import GuestMemory
 from tests.fakes.ring import Segment, Used
 from tests.fakes.stepped import Machine
 
@@ -383,6 +385,51 @@ def test_a_gate_holds_and_a_removal_fails_requests_of_a_file(bdev: FileBdev) -> 
         assert not disk.collect()
         machine.settle(machine.channel.remove())
         assert finished(disk, [held]) == [Status.IOERR]
+
+
+def punch(memory: GuestMemory, addr: int, length: int) -> None:
+    """As a VM monitor's balloon does: the pages are gone, and new ones come when touched."""
+    region = memory.region_of(addr)
+    libc = ctypes.CDLL(None, use_errno=True)
+    at, size = ctypes.c_long(region.mmap_offset + addr - region.guest_addr), ctypes.c_long(length)
+    keep_size_punch_hole = 3
+    assert libc.fallocate(region.fd, keep_size_punch_hole, at, size) == 0
+
+
+@pytest.mark.parametrize("shift", [0, 1], ids=["straight", "bounced"])
+def test_a_hole_punched_into_guest_memory_between_two_requests(
+    direct_disk: BlkDriver, direct_path: Path, shift: int
+) -> None:
+    """The pages that a buffer has now are read and written, not those that it had before.
+
+    Memory that is pinned once and for all would fail this: its old pages live on.
+    """
+    memory = direct_disk.memory
+    page = memory.allocate(2 * 4096, 4096, one_region=True)
+    places = [(memory.allocate(16, 16), 16), (page + shift, 4096), (memory.allocate(1), 1)]
+    header = places[0][0]
+
+    def transfer(kind: Kind, sector: int) -> None:
+        memory.write(header, kind.to_bytes(4, "little") + bytes(4) + sector.to_bytes(8, "little"))
+        data = Segment(*places[1], kind == Kind.IN)
+        pending = direct_disk.queue_chain(
+            [Segment(*places[0], False), *([] if kind == Kind.IN else [data])],
+            [*([data] if kind == Kind.IN else []), Segment(*places[2], True)],
+        )
+        direct_disk.publish()
+        assert direct_disk.wait(pending).status == Status.OK
+
+    for turn in range(4):
+        fill = bytes([turn + 1]) * 4096
+        punch(memory, page, 2 * 4096)
+        memory.write(page + shift, fill)
+        transfer(Kind.OUT, 8)
+        assert direct_path.read_bytes()[4096:8192] == fill
+        punch(memory, page, 2 * 4096)
+        transfer(Kind.IN, 8 * (turn + 2))
+        at = 4096 * (turn + 2)
+        assert memory.read(page + shift, 4096) == PATTERN[at : at + 4096]
+    memory.free(page, 2 * 4096)
 
 
 def test_a_bounced_request_counts_once(direct_path: Path) -> None:
