@@ -144,7 +144,7 @@ def test_the_client_prints_our_refusals(target: TargetProcess) -> None:
     error = refused(target, "bdev_aio_create", "/nonexistent", "A0", "512")
     assert (error["code"], error["message"]) == (-2, "No such file or directory")
     error = refused(target, "vhost_controller_set_coalescing", "vhost.0", "1", "1000")
-    assert (error["code"], error["message"]) == (-32601, "Method not found")
+    assert (error["code"], error["message"]) == (-32602, "No such device")
     error = refused(target, "bdev_lvol_create_lvstore", "M0", "lvs")
     assert (error["code"], error["message"]) == (-32601, "Method not found")
     assert "logical volume store" in error["data"]["reason"]

@@ -85,6 +85,10 @@ class FakeCounters(NamedTuple):
     notifications: int
     bad_requests: int
     inflight: int
+    polls: int = 0
+    busy_polls: int = 0
+    busy_ticks: int = 0
+    armed: bool = False
 
 
 class FakePlane:
@@ -139,6 +143,7 @@ class FakeQueue:
         self.running = False
         self.broken: str | None = None
         self.inflight = 0
+        self.coalescing: tuple[int, int] | None = None
         with plane.changed:
             plane.queues.append(self)
 
@@ -166,6 +171,10 @@ class FakeQueue:
     def set_write_through(self, write_through: bool) -> FakeAnswer:
         self.write_through = write_through
         return self.plane.answer("set_write_through", self)
+
+    def set_coalescing(self, delay_base_us: int, iops_threshold: int) -> FakeAnswer:
+        self.coalescing = (delay_base_us, iops_threshold)
+        return self.plane.answer("set_coalescing", self)
 
     def break_ring(self, cause: str) -> None:
         """What the guest did. From the loop's thread."""

@@ -186,6 +186,22 @@ def test_old_memory_is_let_go_when_its_last_request_is_over(
     disk.wait(younger)
 
 
+def test_memory_that_changes_again_before_the_first_change_is_over(
+    machine: Machine, disk: BlkDriver
+) -> None:
+    """Each change has an answer of its own; a lost one would be waited for, for ever."""
+    clearing = start_clearing(machine, disk)
+    first = machine.queues[0].set_table(machine.new_table())
+    second = machine.queues[0].set_table(machine.new_table())
+    machine.step(5)
+    assert not first.done
+    assert not second.done
+    disk.wait(clearing)
+    machine.step()
+    assert first.done
+    assert second.done
+
+
 def test_the_memory_that_a_queue_has_already_is_no_switch(
     machine: Machine, disk: BlkDriver
 ) -> None:

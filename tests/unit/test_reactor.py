@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from drivebay.errors import HostError, StateError, UsageError
-from drivebay.reactor.mailbox import ControlMailbox
+from drivebay.reactor.mailbox import Answer, ControlMailbox
 from drivebay.reactor.reactor import Reactor
 from tests.fakes.driver import BlkDriver, Kind
 from tests.fakes.stepped import TICK, Machine
@@ -243,3 +243,38 @@ def test_nothing_is_left_of_a_reactor() -> None:
         with Machine() as machine:
             machine.add_queue().flush()
         assert descriptors() == before
+
+
+# ---- moving to another reactor --------------------------------------------------------------
+
+
+def test_a_queue_goes_on_at_the_same_place_on_another_reactor() -> None:
+    """With published requests that nobody took, and none kicked for, at each move."""
+    with Machine() as machine:
+        disk = machine.add_queue()
+        port = machine.ports[0]
+        other = Reactor(1, machine.control)
+        here, there = machine.channel, machine.bdev.open_channel(other)
+
+        def settle(answer: Answer) -> int:
+            for _ in range(100):
+                machine.step()
+                other.step(machine.now)
+                machine.control.drain()
+            return answer.result()
+
+        settle(there.activate())
+        for turn in range(6):
+            base = settle(machine.queues[-1].stop())
+            pending = [disk.queue(Kind.FLUSH) for _ in range(3)]
+            disk.ring.publish()
+            machine.channel = there if turn % 2 == 0 else here
+            moved = machine.prepare_queue(disk.ring, base=base)
+            moved.set_enabled(True)
+            settle(moved.start(port.kick_fd, port.call_fd, port.err_fd))
+            disk.collect()
+            assert all(request.completion is not None for request in pending)
+            assert moved.counters().requests == 3
+        machine.channel = here
+        settle(there.close())
+        other.close()

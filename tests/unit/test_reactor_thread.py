@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+import select
 import signal
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from drivebay.errors import StateError
 from drivebay.reactor.mailbox import ControlMailbox
 from drivebay.reactor.reactor import Reactor
-from tests.fakes.driver import Kind
+from tests.fakes.driver import F_VERSION_1, Kind
 from tests.fakes.threaded import ThreadedMachine, some_core
 
 FULL = (1 << 64) - 2
@@ -179,3 +180,31 @@ def test_a_full_call_eventfd_that_does_not_block_harms_nobody() -> None:
         assert os.eventfd_read(machine.ports[0].call_fd) == FULL
         disk.flush()
         assert machine.queues[0].broken is None
+
+
+def test_a_reactor_that_never_started_is_stopped_at_once() -> None:
+    reactor = Reactor(some_core(), ControlMailbox())
+    assert reactor.stop().done
+    reactor.start()
+    reactor.join()
+    reactor.close()
+
+
+def test_a_held_notification_wakes_a_sleeping_reactor_when_it_is_due() -> None:
+    """The deadline bounds the sleep; nothing else would wake it."""
+    with ThreadedMachine(features=1 << F_VERSION_1, poll_us=0) as machine:
+        disk = machine.add_queue()
+        port = machine.ports[0]
+        machine.settle(machine.queues[0].set_coalescing(2000, 100))
+        began = time.monotonic()
+        sent = 0
+        while time.monotonic() < began + 0.05:
+            disk.queue(Kind.FLUSH)
+            disk.publish()
+            while not disk.collect():
+                pass
+            sent += 1
+        assert sent > 20, "this test was not busy enough to be coalesced"
+        machine.until(lambda: asleep(machine), "sleep")
+        machine.until(lambda: bool(select.select([port.call_fd], [], [], 0)[0]), "a call")
+        assert machine.queues[0].counters().notifications < sent

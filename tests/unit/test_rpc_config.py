@@ -84,7 +84,6 @@ def test_a_failing_entry_is_named_with_its_reason() -> None:
         ("bdev_raid_create", "RAID"),
         ("bdev_nvme_attach_controller", "NVMe"),
         ("vhost_create_scsi_controller", "vhost-scsi"),
-        ("vhost_controller_set_coalescing", "coalescing"),
         ("bdev_set_qos_limit", "QoS"),
         ("no_such_thing", "no such method"),
     ],
@@ -100,7 +99,7 @@ def test_ignoring_errors_goes_on_and_forgets_nothing() -> None:
     replay(dispatcher, [*failing, entry("create", {"name": "good"}, 3)], ignore=True)
     assert dispatcher.calls[-1] == ("create", {"name": "good"}, RUNTIME)
     assert dispatcher.target.unloaded == failing
-    controller: Any = SimpleNamespace(save=lambda: None)
+    controller: Any = SimpleNamespace(name="vhost.0", save=list)
     target: Any = SimpleNamespace(
         settings=Settings(),
         registry=[],

@@ -63,16 +63,15 @@ def test_sessions_are_shown_by_number_id_and_name(serving: Serving) -> None:
 
 def test_save_is_the_call_that_makes_it_again(serving: Serving) -> None:
     controller = serving.create(cpumask="[0-1]", readonly=True)
-    assert serving.call(controller.save) == (
-        "vhost_create_blk_controller",
-        {
-            "ctrlr": "vhost.0",
-            "dev_name": "Fake0",
-            "cpumask": "3",
-            "readonly": True,
-            "transport": "vhost_user_blk",
-        },
-    )
+    ((method, params),) = serving.call(controller.save)
+    assert method == "vhost_create_blk_controller"
+    assert params == {
+        "ctrlr": "vhost.0",
+        "dev_name": "Fake0",
+        "cpumask": "3",
+        "readonly": True,
+        "transport": "vhost_user_blk",
+    }
 
 
 def bits(features: int) -> set[int]:

@@ -139,6 +139,9 @@ class Serving:
     def connect(self, name: str = "vhost.0") -> FrontEnd:
         return FrontEnd(self.directory / name)
 
+    def connect_to(self, controller: BlkController) -> FrontEnd:
+        return self.connect(controller.name)
+
     def until(self, condition: Callable[[], object]) -> None:
         """Wait until something is true in the loop's thread."""
 

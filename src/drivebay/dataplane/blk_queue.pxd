@@ -16,6 +16,8 @@ cdef class BlkQueue(EventOwner):
     cdef object on_broken
     cdef void* memory
     cdef size_t memory_bytes
+    cdef uint32_t delay_base_us
+    cdef uint32_t iops_threshold
     cdef bint started
     cdef bint stopped
     cdef Answer ask(

@@ -10,6 +10,10 @@ class QueueCounters(NamedTuple):
     notifications: int
     bad_requests: int
     inflight: int
+    polls: int
+    busy_polls: int  # those that found work
+    busy_ticks: int  # of them, and of engines for it
+    armed: bool
 
 class RingArea(NamedTuple):
     """One of the three areas of a ring in guest memory."""
@@ -83,6 +87,9 @@ class BlkQueue:
 
     def set_write_through(self, write_through: bool) -> Answer:
         """virtio-blk writeback = 0: writes are stable before they complete."""
+
+    def set_coalescing(self, delay_base_us: int, iops_threshold: int) -> Answer:
+        """Notify less often above a rate; a base of 0 switches it off. What is owed is sent."""
 
     @property
     def broken(self) -> str | None:

@@ -12,8 +12,9 @@ from posix.mman cimport (
 
 from drivebay.bdev.base cimport Channel
 from drivebay.dataplane.blk_service cimport (
-    EVENT_BROKEN, SLOT_BYTES, blk_queue_arm, blk_queue_break, blk_queue_disarm, blk_queue_end,
-    blk_queue_poll, blk_queue_publish, blk_queue_t, slot_t)
+    EVENT_BROKEN, SLOT_BYTES, blk_queue_arm, blk_queue_break, blk_queue_call, blk_queue_disarm,
+    blk_queue_end, blk_queue_poll, blk_queue_publish, blk_queue_t, slot_t)
+from drivebay.dataplane.coalescing cimport COALESCING_IOPS, coalescing_owes, coalescing_set
 from drivebay.dataplane.ring cimport (
     FAULT_WATCH, chain_t, fault_sentence, virtqueue_bad, virtqueue_t)
 from drivebay.dataplane.virtqueue cimport virtqueue_base, virtqueue_bind, virtqueue_set_base
@@ -21,8 +22,10 @@ from drivebay.memory.guest_memory cimport MemoryTable, memtable_t
 from drivebay.memory.platform cimport CHECK, load_relaxed_u32, load_relaxed_u64
 from drivebay.reactor.clock cimport ticks_per_second
 from drivebay.reactor.mailbox cimport Answer, act_fn, answered, message_answer, message_t
+from drivebay.reactor.loop cimport SOURCE_ARMED
 from drivebay.reactor.reactor cimport (
     reactor_attach, reactor_notify, reactor_rewatch, reactor_t, reactor_wake)
+from drivebay.reactor.timer cimport timer_t
 from drivebay.wire.virtio_blk cimport VIRTIO_BLK_ID_BYTES
 from drivebay.wire.virtio_ring cimport (
     VIRTIO_F_RING_PACKED, VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC, VIRTQ_MAX_SIZE,
@@ -38,10 +41,20 @@ cdef enum:
 
 # --- messages from control -----------------------------------------------------------------
 
+cdef void send_owed_call(timer_t* timer, void* queue) noexcept nogil:
+    """Coalescing held a notification back until now."""
+    cdef blk_queue_t* q = <blk_queue_t*>queue
+    q.coalescing.next_call = q.reactor.now + q.coalescing.delay
+    blk_queue_call(q)
+
+
 cdef void act_start(message_t* message, void* reactor) noexcept nogil:
+    """argument: the base and the threshold of coalescing."""
     cdef blk_queue_t* q = <blk_queue_t*>message.target
     cdef int status
     q.reactor = <reactor_t*>reactor
+    coalescing_set(&q.coalescing, q.reactor, q.requests, message.argument[0],
+                   <uint32_t>message.argument[1])
     status = reactor_attach(q.reactor, &q.source)
     if status != 0:
         virtqueue_bad(&q.vq, FAULT_WATCH, -status)
@@ -76,6 +89,7 @@ cdef void act_table(message_t* message, void* reactor) noexcept nogil:
     if q.old_inflight == 0:
         message_answer(message, 0)
     else:
+        message.next = q.switching
         q.switching = message
 
 
@@ -97,6 +111,16 @@ cdef void act_write_through(message_t* message, void* reactor) noexcept nogil:
     message_answer(message, 0)
 
 
+cdef void act_coalescing(message_t* message, void* reactor) noexcept nogil:
+    """argument: the base and the threshold."""
+    cdef blk_queue_t* q = <blk_queue_t*>message.target
+    if coalescing_owes(&q.coalescing, q.reactor):
+        blk_queue_call(q)
+    coalescing_set(&q.coalescing, q.reactor, q.requests, message.argument[0],
+                   <uint32_t>message.argument[1])
+    message_answer(message, 0)
+
+
 # --- the Python door -----------------------------------------------------------------------
 
 class QueueCounters(NamedTuple):
@@ -104,6 +128,10 @@ class QueueCounters(NamedTuple):
     notifications: int
     bad_requests: int
     inflight: int
+    polls: int
+    busy_polls: int
+    busy_ticks: int
+    armed: bool
 
 
 class RingArea(NamedTuple):
@@ -149,6 +177,9 @@ cdef class BlkQueue(EventOwner):
         self.raw.call = -1
         self.raw.err = -1
         self.raw.event.owner = <void*>self
+        self.iops_threshold = COALESCING_IOPS
+        self.raw.coalescing.timer.fn = send_owed_call
+        self.raw.coalescing.timer.context = &self.raw
         self.raw.gather_below = GATHER_BELOW_NS * ticks_per_second() // 1_000_000_000
         text = serial
         memcpy(self.raw.serial, text, min(len(serial), VIRTIO_BLK_ID_BYTES))
@@ -238,7 +269,7 @@ cdef class BlkQueue(EventOwner):
         self.raw.source.kick = kick
         self.raw.call = call
         self.raw.err = err
-        return self.ask(act_start, None)
+        return self.ask(act_start, None, self.delay_base_us, self.iops_threshold)
 
     def stop(self):
         if not self.live():
@@ -274,6 +305,13 @@ cdef class BlkQueue(EventOwner):
             return answered(0)
         return self.ask(act_write_through, None, write_through)
 
+    def set_coalescing(self, uint32_t delay_base_us, uint32_t iops_threshold):
+        self.delay_base_us = delay_base_us
+        self.iops_threshold = iops_threshold
+        if not self.live():
+            return answered(0)
+        return self.ask(act_coalescing, None, delay_base_us, iops_threshold)
+
     cdef int on_event(self, uint32_t bits) except -1:
         if bits & EVENT_BROKEN:
             self.on_broken(self)
@@ -288,4 +326,7 @@ cdef class BlkQueue(EventOwner):
     def counters(self):
         return QueueCounters(
             load_relaxed_u64(&self.raw.requests), load_relaxed_u64(&self.raw.notifications),
-            load_relaxed_u64(&self.raw.bad_requests), load_relaxed_u32(&self.raw.source.inflight))
+            load_relaxed_u64(&self.raw.bad_requests), load_relaxed_u32(&self.raw.source.inflight),
+            load_relaxed_u64(&self.raw.source.polls),
+            load_relaxed_u64(&self.raw.source.busy_polls),
+            load_relaxed_u64(&self.raw.source.busy), self.raw.source.state == SOURCE_ARMED)

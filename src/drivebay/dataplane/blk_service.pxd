@@ -7,6 +7,7 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from drivebay.bdev.base cimport channel_t
 from drivebay.dataplane.blk_request cimport disk_t
+from drivebay.dataplane.coalescing cimport coalescing_t
 from drivebay.dataplane.ring cimport chain_t, token_t, virtqueue_t
 from drivebay.memory.guest_memory cimport memtable_t
 from drivebay.reactor.io cimport IO_INLINE_IOVECS, io_t, iovec, iovec_block_t
@@ -48,9 +49,9 @@ cdef struct blk_queue_t:
     int32_t err             # eventfd for a broken ring, or -1
     uint32_t old_inflight   # of those, translated with an older table
     uint32_t gather_below   # ticks a request: wait for more when cheaper
-    uint32_t cost           # ticks a request in the last poll
+    coalescing_t coalescing
     message_t* stopping     # answered when inflight is 0
-    message_t* switching    # answered when old_inflight is 0
+    message_t* switching    # those answered when old_inflight is 0
     event_t event
     uint64_t requests
     uint64_t notifications
@@ -63,5 +64,6 @@ cdef bint blk_queue_arm(source_t* source) noexcept nogil
 cdef void blk_queue_disarm(source_t* source) noexcept nogil
 cdef void blk_queue_publish(source_t* source, reactor_t* reactor) noexcept nogil
 
+cdef void blk_queue_call(blk_queue_t* q) noexcept nogil
 cdef void blk_queue_break(blk_queue_t* q) noexcept nogil
 cdef void blk_queue_end(blk_queue_t* q) noexcept nogil

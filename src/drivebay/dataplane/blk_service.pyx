@@ -11,11 +11,12 @@ from libc.string cimport memcpy
 from drivebay.bdev.entry cimport bdev_submit
 from drivebay.dataplane.blk_request cimport (
     PARSE_BAD, PARSE_ID, PARSE_SUBMIT, blk_request_parse, request_t)
+from drivebay.dataplane.coalescing cimport coalescing_hold, coalescing_owes
 from drivebay.dataplane.ring cimport FAULT_CALL_BLOCKED, POP_CHAIN, token_t, virtqueue_bad
 from drivebay.dataplane.virtqueue cimport (
     virtqueue_arm, virtqueue_base, virtqueue_disarm, virtqueue_fill, virtqueue_look, virtqueue_pop,
     virtqueue_prefetch, virtqueue_publish, virtqueue_seen, virtqueue_take, virtqueue_walk)
-from drivebay.memory.platform cimport cpu_pause, exchange_u32, tsc_read
+from drivebay.memory.platform cimport cpu_pause, exchange_u32
 from drivebay.reactor.io cimport (
     FRAME_DONE, IO_FUA, IO_INLINE_IOVECS, IO_READ, IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE, io_push,
     io_t, iovec)
@@ -53,7 +54,7 @@ cdef inline void gather(blk_queue_t* q) noexcept nogil:
     """
     cdef int i
     cdef uint32_t before
-    if q.cost > q.gather_below:
+    if q.source.cost > q.gather_below:
         return
     for i in range(GATHER_LOOKS):
         before = virtqueue_seen(&q.vq)
@@ -81,7 +82,6 @@ cdef int blk_queue_poll(source_t* source, reactor_t* reactor) noexcept nogil:
     if taken:
         blk_queue_publish(source, reactor)
         q.requests += taken
-        q.cost = <uint32_t>((tsc_read() - reactor.now) // taken)
     if q.vq.fault and not q.broken:
         blk_queue_break(q)
     return taken
@@ -210,9 +210,34 @@ cdef int blk_done(io_t* io, void* context, uint64_t saved) noexcept nogil:
     return FRAME_DONE
 
 
+cdef void answer_switches(blk_queue_t* q) noexcept nogil:
+    """Memory may have changed again before the first change was over: each has its answer."""
+    cdef message_t* message = q.switching
+    cdef message_t* following
+    q.switching = NULL
+    while message != NULL:
+        following = message.next
+        message_answer(message, 0)
+        message = following
+
+
+cdef void blk_queue_call(blk_queue_t* q) noexcept nogil:
+    """Notify the guest; the queue of one who blocks us for it is given up."""
+    if q.call < 0:
+        return
+    q.notifications += 1
+    reactor_notify(q.reactor, q.call)
+    if exchange_u32(&q.reactor.rescued, 0) == <uint32_t>q.call + 1:
+        q.call = -1
+        virtqueue_bad(&q.vq, FAULT_CALL_BLOCKED, 0)
+        blk_queue_break(q)
+
+
 cdef void blk_queue_end(blk_queue_t* q) noexcept nogil:
     """Nothing is in flight any more: tell control where the ring stands."""
     cdef message_t* message = q.stopping
+    if coalescing_owes(&q.coalescing, q.reactor):
+        blk_queue_call(q)
     reactor_detach(q.reactor, &q.source)
     message_answer(message, virtqueue_base(&q.vq))
 
@@ -220,16 +245,11 @@ cdef void blk_queue_end(blk_queue_t* q) noexcept nogil:
 cdef void blk_queue_publish(source_t* source, reactor_t* reactor) noexcept nogil:
     """Show the guest what completed, tell it once, and answer control if it waits for that."""
     cdef blk_queue_t* q = <blk_queue_t*>source
-    if virtqueue_publish(&q.vq) and q.call >= 0:
-        q.notifications += 1
-        reactor_notify(reactor, q.call)
-        if exchange_u32(&reactor.rescued, 0) == <uint32_t>q.call + 1:
-            q.call = -1
-            virtqueue_bad(&q.vq, FAULT_CALL_BLOCKED, 0)
-            blk_queue_break(q)
+    if virtqueue_publish(&q.vq):
+        if not q.coalescing.base or not coalescing_hold(&q.coalescing, reactor, q.requests):
+            blk_queue_call(q)
     if q.switching != NULL and q.old_inflight == 0:
-        message_answer(q.switching, 0)
-        q.switching = NULL
+        answer_switches(q)
     if q.stopping != NULL and q.source.inflight == 0:
         blk_queue_end(q)
 

@@ -9,6 +9,7 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from drivebay.reactor.io cimport iovec_block_t
 from drivebay.reactor.mailbox cimport mailbox_t
 from drivebay.reactor.pacing cimport pacing_t
+from drivebay.reactor.timer cimport timer_cancel, timer_set, timer_t, timers_t
 
 cdef enum:
     SOURCE_DETACHED = 0
@@ -27,6 +28,10 @@ cdef struct source_t:
     void (*disarm)(source_t* source) noexcept nogil
     void (*publish)(source_t* source, reactor_t* reactor) noexcept nogil
     uint64_t last_work      # tick
+    uint64_t polls
+    uint64_t busy_polls     # those that found work
+    uint64_t busy           # ticks of them, and of engines for it
+    uint32_t cost           # ticks a unit of work in the last of them
     uint32_t inflight       # requests whose completion will bring the next ones
     int kick                # eventfd, or -1: never armed
     uint8_t state
@@ -62,10 +67,14 @@ cdef enum:
 
 cdef struct reactor_t:
     uint64_t now            # tick of this turn
+    uint64_t counted        # tick up to which time was given to a source
+    timers_t timers
     pacing_t pacing
     source_t* hot           # first and last, in the order of serving
     source_t* hot_last
     source_t* dirty
+    source_t* served        # the last one that had work in this turn
+    uint32_t dirty_count
     uint32_t hot_count
     uint32_t armed_count
     uint32_t engine_count
@@ -78,6 +87,7 @@ cdef struct reactor_t:
     uint64_t last_work
     uint64_t next_look      # tick at which epoll is looked at next
     uint64_t look_every
+    uint64_t ticks_a_second
     uint64_t busy
     uint64_t idle
     uint64_t loops
@@ -94,7 +104,8 @@ cdef int reactor_rewatch(reactor_t* reactor, source_t* source, int kick) noexcep
 cdef void reactor_add_engine(reactor_t* reactor, engine_t* engine) noexcept nogil
 cdef void reactor_notify(reactor_t* reactor, int call) noexcept nogil
 cdef int reactor_turn(reactor_t* reactor) noexcept nogil
-cdef void reactor_look(reactor_t* reactor, int timeout_ms) noexcept nogil
+cdef void reactor_look(reactor_t* reactor, bint wait) noexcept nogil
+cdef bint reactor_may_sleep(reactor_t* reactor) noexcept nogil
 cdef void reactor_run(reactor_t* reactor) noexcept nogil
 
 cdef inline void reactor_mark_dirty(reactor_t* reactor, source_t* source) noexcept nogil:
@@ -102,3 +113,13 @@ cdef inline void reactor_mark_dirty(reactor_t* reactor, source_t* source) noexce
         source.dirty = 1
         source.next_dirty = reactor.dirty
         reactor.dirty = source
+        reactor.dirty_count += 1
+
+cdef inline void reactor_timer_set(
+    reactor_t* reactor, timer_t* timer, uint64_t deadline
+) noexcept nogil:
+    """Have its fn called at this tick or soon after; one that is set already moves."""
+    timer_set(&reactor.timers, timer, deadline)
+
+cdef inline void reactor_timer_cancel(reactor_t* reactor, timer_t* timer) noexcept nogil:
+    timer_cancel(&reactor.timers, timer)

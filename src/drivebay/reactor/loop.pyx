@@ -4,22 +4,26 @@ Each source (a virtqueue) is HOT or ARMED. HOT ones are polled in every turn wit
 their notifications off; one that had no work for the window is armed: it turns
 its notifications on and looks once more. When no source is HOT and no engine
 has work, the thread sleeps in epoll, where kicks, engine descriptors and the
-mailbox's doorbell wake it. A turn serves messages, sources, engines, and then
-publishes what completed.
+mailbox's doorbell wake it, and the next timer's deadline. A turn runs due timers, serves
+messages, sources, engines, and then publishes what completed.
 
 Context: all of it runs on the reactor's own thread, without the GIL.
 """
 
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t, uint64_t
+from posix.time cimport timespec
 from posix.unistd cimport write
 
 from drivebay.memory.platform cimport (
-    CHECK, cpu_pause, fence_seq_cst, load_acquire_ptr, store_release_u32, tsc_read)
+    CHECK, cpu_pause, fence_seq_cst, load_acquire_ptr, load_relaxed_u64, store_release_u32,
+    tsc_read)
 from drivebay.reactor.mailbox cimport mailbox_take, message_t
-from drivebay.reactor.pacing cimport pacing_learn, pacing_nap
+from drivebay.reactor.pacing cimport pacing_nap, pacing_woken, pacing_worked
+from drivebay.reactor.timer cimport timers_due, timers_run
 from drivebay.reactor.watch cimport (
-    WATCH_ENGINE, WATCH_MASK, WATCH_SOURCE, epoll_event, epoll_wait, unwatch, watch)
+    WATCH_ENGINE, WATCH_MAILBOX, WATCH_MASK, WATCH_SOURCE, epoll_event, epoll_pwait2, unwatch,
+    watch)
 
 cdef enum:
     LOOK_EVENTS = 64
@@ -148,10 +152,30 @@ cdef int run_messages(reactor_t* reactor) noexcept nogil:
 
 
 cdef inline bint is_resting(const reactor_t* reactor, const source_t* source) noexcept nogil:
-    """No work for the window; while requests are in flight, no work anywhere for so long."""
-    if source.kick < 0 or reactor.now - source.last_work <= reactor.pacing.window:
+    """No work anywhere for the window; or, of one with nothing in flight, for the longest one.
+
+    While there is work anywhere a look at a quiet queue costs less than a kick.
+    """
+    if source.kick < 0:
         return False
-    return not source.inflight or reactor.now - reactor.last_work > reactor.pacing.window
+    if reactor.now - reactor.last_work > reactor.pacing.window:
+        return True
+    return not source.inflight and reactor.now - source.last_work > reactor.pacing.longest
+
+
+cdef inline void count_poll(reactor_t* reactor, source_t* source, int done) noexcept nogil:
+    """Who was served, and how long that took."""
+    cdef uint64_t now, ticks
+    source.last_work = reactor.now
+    source.busy_polls += 1
+    reactor.served = source
+    if not reactor.running:
+        return
+    now = tsc_read()
+    ticks = now - reactor.counted
+    reactor.counted = now
+    source.busy += ticks
+    source.cost = <uint32_t>min(ticks // <uint64_t>done, <uint64_t>UINT32_MAX)
 
 
 cdef int serve_sources(reactor_t* reactor) noexcept nogil:
@@ -163,11 +187,12 @@ cdef int serve_sources(reactor_t* reactor) noexcept nogil:
     while source != NULL:
         following = source.next
         reactor.blocks_short = 0
+        source.polls += 1
         done = source.poll(source, reactor)
         if done and reactor.blocks_short and greedy == NULL:
             greedy = source
         if done:
-            source.last_work = reactor.now
+            count_poll(reactor, source, done)
             work += done
         elif is_resting(reactor, source):
             arm_source(reactor, source)
@@ -193,20 +218,53 @@ cdef int serve_engines(reactor_t* reactor) noexcept nogil:
     return work
 
 
+cdef void count_engines(reactor_t* reactor) noexcept nogil:
+    """Their time is for those whose requests completed, else for the last one that sent some."""
+    cdef source_t* source = reactor.dirty
+    cdef uint64_t ticks
+    if source == NULL and reactor.served == NULL:
+        return
+    ticks = tsc_read() - reactor.counted
+    if source == NULL:
+        reactor.served.busy += ticks
+        return
+    ticks //= reactor.dirty_count
+    while source != NULL:
+        source.busy += ticks
+        source = source.next_dirty
+
+
 cdef void publish_dirty(reactor_t* reactor) noexcept nogil:
+    """Guests see what completed. If polling pays, their next requests need no kick."""
     cdef source_t* source = reactor.dirty
     cdef source_t* following
     reactor.dirty = NULL
+    reactor.dirty_count = 0
     while source != NULL:
         following = source.next_dirty
         source.dirty = 0
+        if reactor.pacing.window:
+            reactor_wake(reactor, source)
         source.publish(source, reactor)
         source = following
 
 
+cdef bint engines_inflight(const reactor_t* reactor) noexcept nogil:
+    cdef uint32_t i
+    for i in range(reactor.engine_count):
+        if reactor.engines[i].inflight:
+            return True
+    return False
+
+
 cdef int reactor_turn(reactor_t* reactor) noexcept nogil:
-    """Messages, sources, engines, publish. Returns: work done."""
+    """Timers, messages, sources, engines, publish. Returns: work done."""
     cdef int work = 0
+    cdef uint64_t started = reactor.now
+    reactor.counted = started
+    reactor.served = NULL
+    if timers_due(&reactor.timers, started):
+        timers_run(&reactor.timers, started)
     if load_acquire_ptr(&reactor.mailbox.messages) != NULL:
         reactor.place = PLACE_MESSAGES
         work += run_messages(reactor)
@@ -216,21 +274,48 @@ cdef int reactor_turn(reactor_t* reactor) noexcept nogil:
     if reactor.engine_count:
         reactor.place = PLACE_ENGINES
         work += serve_engines(reactor)
+        if reactor.running:
+            count_engines(reactor)
+    if work:
+        pacing_worked(&reactor.pacing, started - reactor.last_work, engines_inflight(reactor))
+        reactor.last_work = reactor.now
+    else:
+        reactor.pacing.waiting = True
     if reactor.dirty != NULL:
         publish_dirty(reactor)
     reactor.loops += 1
     return work
 
 
-cdef void reactor_look(reactor_t* reactor, int timeout_ms) noexcept nogil:
+cdef const timespec* until_deadline(const reactor_t* reactor, timespec* left) noexcept nogil:
+    """How long to sleep; NULL: until something comes. Rounded up, so that it is due then."""
+    cdef uint64_t ticks = 0
+    if reactor.timers.earliest == NULL:
+        return NULL
+    if reactor.timers.earliest.deadline > reactor.now:
+        ticks = reactor.timers.earliest.deadline - reactor.now
+    left.tv_sec = <long>(ticks // reactor.ticks_a_second)
+    ticks %= reactor.ticks_a_second
+    left.tv_nsec = min(<long>(<double>ticks * 1e9 / <double>reactor.ticks_a_second) + 1,
+                       <long>999_999_999)
+    return left
+
+
+cdef void reactor_look(reactor_t* reactor, bint wait) noexcept nogil:
     """See what epoll has: kicks make their source HOT; the rest only wakes us."""
     cdef epoll_event events[LOOK_EVENTS]
+    cdef timespec at_once = timespec(0, 0)
+    cdef timespec left = timespec(0, 0)
+    cdef const timespec* timeout = until_deadline(reactor, &left) if wait else &at_once
     cdef int i, count
-    count = epoll_wait(reactor.epoll, events, LOOK_EVENTS, timeout_ms)
+    count = epoll_pwait2(reactor.epoll, events, LOOK_EVENTS, timeout, NULL)
     CHECK(count >= 0 or errno == EINTR)
     for i in range(count):
         if events[i].data.u64 & WATCH_MASK == WATCH_SOURCE:
             reactor_wake(reactor, <source_t*>events[i].data.u64)
+        elif wait and events[i].data.u64 & WATCH_MASK == WATCH_MAILBOX:
+            pacing_woken(
+                &reactor.pacing, tsc_read() - load_relaxed_u64(&reactor.mailbox.rung))
 
 
 cdef bint engines_busy(reactor_t* reactor) noexcept nogil:
@@ -252,13 +337,21 @@ cdef bint arm_engines(reactor_t* reactor, bint armed) noexcept nogil:
     return pending
 
 
+cdef bint reactor_may_sleep(reactor_t* reactor) noexcept nogil:
+    """After a turn without work; a wait for engines is polled for the window."""
+    if reactor.hot != NULL or engines_busy(reactor):
+        return False
+    return (reactor.now - reactor.last_work > reactor.pacing.window
+            or not engines_inflight(reactor))
+
+
 cdef void reactor_sleep(reactor_t* reactor) noexcept nogil:
     """Nothing is HOT: wait in epoll, unless something came in meanwhile."""
     store_release_u32(&reactor.mailbox.asleep, 1)
     fence_seq_cst()  # [A]
     if load_acquire_ptr(&reactor.mailbox.messages) == NULL and not arm_engines(reactor, True):
         reactor.place = PLACE_SLEEP
-        reactor_look(reactor, -1)
+        reactor_look(reactor, True)
         reactor.place = PLACE_QUEUES
     arm_engines(reactor, False)
     store_release_u32(&reactor.mailbox.asleep, 0)
@@ -268,46 +361,30 @@ cdef void reactor_run(reactor_t* reactor) noexcept nogil:
     """Until a stop message."""
     cdef uint64_t before, after
     cdef int work
-    cdef bint polling = False       # the last turns found nothing, and none slept
     reactor.running = 1
-    reactor.now = tsc_read()
+    reactor.now = reactor.last_work = tsc_read()
     while not reactor.stopping:
         before = reactor.now
         work = reactor_turn(reactor)
         after = tsc_read()
         reactor.now = after
         if work:
-            if polling:
-                pacing_learn(&reactor.pacing, before - reactor.last_work)
-            polling = False
             reactor.busy += after - before
             reactor.last_work = after
         else:
-            polling = True
             reactor.idle += after - before
-        if reactor.hot == NULL and not engines_busy(reactor) and not work and (
-            after - reactor.last_work > reactor.pacing.window or not engines_inflight(reactor)
-        ):
+        if not work and reactor_may_sleep(reactor):
             pacing_nap(&reactor.pacing)
             reactor_sleep(reactor)
-            polling = False
             reactor.now = tsc_read()
             reactor.idle += reactor.now - after
         elif after >= reactor.next_look:
             reactor.next_look = after + reactor.look_every
             if reactor.armed_count:
-                reactor_look(reactor, 0)
+                reactor_look(reactor, False)
         if not work:
             cpu_pause()
     reactor.place = PLACE_SETUP
-
-
-cdef bint engines_inflight(reactor_t* reactor) noexcept nogil:
-    cdef uint32_t i
-    for i in range(reactor.engine_count):
-        if reactor.engines[i].inflight:
-            return True
-    return False
 
 
 cdef void reactor_notify(reactor_t* reactor, int call) noexcept nogil:

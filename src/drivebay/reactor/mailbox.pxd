@@ -30,6 +30,7 @@ cdef struct mailbox_t:
     event_t* events
     uint32_t asleep         # the owner wants the doorbell
     int doorbell            # eventfd
+    uint64_t rung           # tick of the last ring
 
 cdef int mailbox_open(mailbox_t* box) except -1
 cdef void mailbox_close(mailbox_t* box) noexcept

@@ -11,7 +11,7 @@ from posix.unistd cimport close, read, write
 from drivebay.memory.guest_memory cimport drop_broken_doorbell, report_broken, set_broken_doorbell
 from drivebay.memory.platform cimport (
     compare_exchange_ptr, exchange_ptr, exchange_u32, fence_seq_cst, fetch_or_u32, load_acquire_ptr,
-    store_release_u32,
+    store_release_u32, store_release_u64, tsc_read,
 )
 
 import asyncio
@@ -45,6 +45,7 @@ cdef void mailbox_ring(mailbox_t* box) noexcept nogil:
     # pairs with [A] in reactor_sleep: the post is visible before asleep is read
     fence_seq_cst()
     if exchange_u32(&box.asleep, 0):
+        store_release_u64(&box.rung, tsc_read())
         write(box.doorbell, &one, sizeof(one))
 
 

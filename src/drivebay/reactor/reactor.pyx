@@ -14,10 +14,11 @@ from drivebay.memory.platform cimport (
 from drivebay.reactor.clock cimport ticks_per_second
 from drivebay.reactor.io cimport iovec, iovec_block_t
 from drivebay.reactor.loop cimport (
-    PLACE_SLEEP, REACTOR_BLOCKS, reactor_look, reactor_run, reactor_t, reactor_turn)
+    PLACE_SLEEP, REACTOR_BLOCKS, reactor_look, reactor_may_sleep, reactor_run, reactor_turn)
 from drivebay.reactor.mailbox cimport (
-    Answer, ControlMailbox, act_fn, mailbox_close, mailbox_open, message_answer, message_t)
-from drivebay.reactor.pacing cimport pacing_set
+    Answer, ControlMailbox, act_fn, answered, mailbox_close, mailbox_open, message_answer,
+    message_t)
+from drivebay.reactor.pacing cimport pacing_nap, pacing_set
 from drivebay.reactor.watch cimport EPOLL_CLOEXEC, WATCH_MAILBOX, epoll_create1, watch
 
 import os
@@ -32,8 +33,8 @@ cdef extern from "<sys/uio.h>" nogil:
     ssize_t preadv2(int fd, const iovec* parts, int count, long offset, int flags)
 
 cdef extern from "<sys/prctl.h>" nogil:
-    int PR_SET_NAME
-    int prctl(int option, const char* name)
+    int PR_SET_NAME, PR_SET_TIMERSLACK
+    int prctl(int option, ...)
 
 DEF_POLL_US = 100
 
@@ -101,6 +102,7 @@ cdef class Reactor:
         return 0
 
     cdef void set_rate(self, uint64_t ticks) noexcept:
+        self.raw.ticks_a_second = ticks
         self.raw.look_every = ticks * LOOK_EVERY_US // 1_000_000
         pacing_set(&self.raw.pacing, ticks, self.poll_us)
 
@@ -125,11 +127,15 @@ cdef class Reactor:
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - faults)
         os.sched_setaffinity(0, {self.core})
         prctl(PR_SET_NAME, c_name)
+        prctl(PR_SET_TIMERSLACK, 1)     # else the kernel lets timers be 50 us late
         self.tid = threading.get_native_id()
         with nogil:
             reactor_run(&self.raw)
 
     def stop(self):
+        if self.thread is None and not self.stepping:
+            self.raw.stopping = 1       # who starts it afterwards finds it ended
+            return answered(0)
         return self.ask(act_stop, NULL, self)
 
     def join(self):
@@ -145,8 +151,10 @@ cdef class Reactor:
         cdef int work
         with nogil:
             self.raw.now = now
-            reactor_look(&self.raw, 0)
+            reactor_look(&self.raw, False)
             work = reactor_turn(&self.raw)
+            if not work and reactor_may_sleep(&self.raw):
+                pacing_nap(&self.raw.pacing)
         return work
 
     def rescue(self):

@@ -2,6 +2,7 @@
 
 from libc.errno cimport errno
 from libc.stdint cimport uint32_t, uint64_t
+from posix.time cimport timespec
 
 cdef extern from "<sys/epoll.h>" nogil:
     ctypedef union epoll_data_t:
@@ -14,7 +15,8 @@ cdef extern from "<sys/epoll.h>" nogil:
     enum: EPOLLET
     int epoll_create1(int flags)
     int epoll_ctl(int epoll, int op, int fd, epoll_event* event)
-    int epoll_wait(int epoll, epoll_event* events, int count, int timeout_ms)
+    int epoll_pwait2(int epoll, epoll_event* events, int count, const timespec* timeout,
+                     const void* signals)
 
 # What an epoll event points to, in the low bits of its pointer.
 cdef enum:

@@ -67,9 +67,8 @@ def subsystem_config(target: Target, name: str) -> list[dict[str, Any]]:
                 )
         calls.append({"method": "bdev_wait_for_examine"})
     elif name == "vhost_blk":
-        controllers = [controller.save() for controller in target.controllers]
-        found = [{"method": saved[0], "params": saved[1]} for saved in controllers if saved]
-        calls += sorted(found, key=lambda call: str(call["params"]["ctrlr"]))
+        for controller in sorted(target.controllers, key=lambda controller: controller.name):
+            calls += [{"method": method, "params": params} for method, params in controller.save()]
     return calls
 
 

@@ -25,7 +25,6 @@ _LACKING: Final = {
     "bdev_ftl_": "FTL",
     "bdev_zone_": "the zone module",
     "bdev_set_qos_limit": "limiting a bdev (QoS)",
-    "vhost_controller_set_coalescing": "coalescing of notifications",
     "vhost_create_scsi": "vhost-scsi",
     "vhost_start_scsi": "vhost-scsi",
     "vhost_scsi_": "vhost-scsi",

@@ -130,7 +130,7 @@ async def bdev_get_iostat(target: Target, params: Params) -> Any:
     if params["per_channel"]:
         answer["name"] = bdevs[0].name
         answer["channels"] = [
-            {"thread_id": thread_id(target, channel.reactor), **counts(channel.stats())}
+            {"thread_id": thread_id(target, channel), **counts(channel.stats())}
             for channel in registry.channels(bdevs[0])
         ]
     else:

@@ -13,12 +13,14 @@ from drivebay.rpc.schema import (
     VHOST,
     VHOST_LIST,
     Boolean,
+    Integer,
     Param,
     Params,
     String,
     method,
     rpc_error_of,
 )
+from drivebay.vhost.ring import Coalescing
 
 if TYPE_CHECKING:
     from drivebay.target.target import Target
@@ -57,6 +59,29 @@ async def vhost_create_blk_controller(target: Target, params: Params) -> Any:
         packed_ring=False,
         transport=params["transport"],
     )
+    return True
+
+
+@method(
+    "vhost_controller_set_coalescing",
+    RUNTIME,
+    params=(
+        Param("ctrlr", String(), required=True, doc="the controller"),
+        Param(
+            "delay_base_us",
+            Integer(32),
+            required=True,
+            doc="the delay at twice the threshold; 0: off",
+        ),
+        Param("iops_threshold", Integer(32), required=True, doc="requests a second of one queue"),
+    ),
+    style=VHOST,
+    changes=True,
+)
+async def vhost_controller_set_coalescing(target: Target, params: Params) -> Any:
+    """Notify guests less often above a rate of requests; running sessions follow at once."""
+    wanted = Coalescing(params["delay_base_us"], params["iops_threshold"])
+    await target.controllers.set_coalescing(params["ctrlr"], wanted)
     return True
 
 

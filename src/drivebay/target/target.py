@@ -13,6 +13,7 @@ import contextlib
 import errno
 import logging
 import os
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -49,6 +50,7 @@ class Target:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.state = "startup"
+        self.started_at = time.monotonic()
         self.registry = BdevRegistry()
         self.notifications = Notifications()
         self.memory = MemoryBudget(options.memory_mb)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from drivebay.bdev.base import Bdev, Channel
@@ -20,6 +21,7 @@ from drivebay.vhost.connection import Connection
 from drivebay.vhost.limited_log import LimitedLog
 from drivebay.vhost.listening_socket import ListeningSocket
 from drivebay.vhost.removed_disk import RemovedDisk
+from drivebay.vhost.ring import Coalescing
 from drivebay.vhost.session import Session
 from drivebay.wire.vhost_user import MAX_QUEUES
 from drivebay.wire.virtio_blk import SECTOR_BYTES, BlkConfig, BlkFeature, feature_mask
@@ -35,9 +37,6 @@ TRANSPORT: Final = "vhost_user_blk"
 SEG_MAX: Final = 126  # with header and status a request fills a ring of 128
 MAX_RANGE_SECTORS: Final = 32768  # of one discard or write-zeroes segment: 16 MiB
 ACCEPT_PAUSE_S: Final = 0.5
-
-# What vhost_get_controllers shows of interrupt coalescing, which is off.
-_NO_COALESCING: Final = {"delay_base_us": 0, "iops_threshold": 60000}
 
 
 class BdevSource(Protocol):
@@ -99,17 +98,25 @@ class BlkController:
         *,
         readonly: bool,
         cpumask: int,
+        thread_id: int,
         reactors: Sequence[Reactor],
         listening: ListeningSocket,
         source: BdevSource,
         removed: RemovedDisk,
         numbers: SessionNumbers,
     ) -> None:
-        """``reactors`` are those of the cpumask, the one for the first queue in front."""
+        """``reactors`` are those of the cpumask, the one for the first queue in front.
+
+        ``thread_id`` is its number among the threads that management shows: in SPDK's
+        words a controller is one.
+        """
         self.name = name
         self.bdev: Bdev | None = bdev
         self.readonly = readonly or bdev.readonly
         self.cpumask = cpumask
+        self.coalescing = Coalescing()
+        self.thread_id = thread_id
+        self.made_at = time.monotonic()
         self.disk_name = bdev.name
         self.sessions: dict[Session, asyncio.Task[None]] = {}
         self._asked_readonly = readonly
@@ -124,6 +131,7 @@ class BlkController:
         self._complaints = LimitedLog(_log, logging.WARNING)
         self._notes = LimitedLog(_log, logging.INFO)
         self._next_session_id = 0
+        self._busy_ticks = 0  # of sessions that are over
         self._pause: asyncio.TimerHandle | None = None
         source.subscribe(bdev, self._on_bdev_event)
         self._listen()
@@ -218,6 +226,7 @@ class BlkController:
     def _session_done(self, session: Session, task: asyncio.Task[None]) -> None:
         del self.sessions[session]
         self._numbers.give_back(session.vid)
+        self._busy_ticks += session.rings.busy_ticks
         if not task.cancelled() and (error := task.exception()) is not None:
             _log.error("session '%s' ended by a fault of ours", session.name, exc_info=error)
 
@@ -236,13 +245,30 @@ class BlkController:
         for session in self.connected():
             session.config_changed()
         if event == "remove":
-            await asyncio.gather(*(self._leave_disk(session) for session in self.connected()))
+            await asyncio.gather(*(_or_end(s, s.leave_disk()) for s in self.connected()))
 
-    async def _leave_disk(self, session: Session) -> None:
-        try:
-            await session.leave_disk()
-        except DrivebayError as error:
-            session.end(str(error))
+    # Where and how it is served ------------------------------------------------------------
+
+    @property
+    def reactors(self) -> tuple[Reactor, ...]:
+        """Those that may serve it, the first queue's in front."""
+        return self._reactors
+
+    @property
+    def busy_ticks(self) -> int:
+        """For how long reactors worked for it."""
+        return self._busy_ticks + sum(session.rings.busy_ticks for session in self.sessions)
+
+    async def move(self, cpumask: int, reactors: Sequence[Reactor]) -> None:
+        """Serve it on other reactors from now on; returns when all queues have moved."""
+        self.cpumask = cpumask
+        self._reactors = tuple(reactors)
+        await asyncio.gather(*(_or_end(s, s.rebalance()) for s in self.connected()))
+
+    async def set_coalescing(self, coalescing: Coalescing) -> None:
+        self.coalescing = coalescing
+        changes = (_or_end(s, s.set_coalescing(coalescing)) for s in self.connected())
+        await asyncio.gather(*changes)
 
     # Management -------------------------------------------------------------------------
 
@@ -254,7 +280,7 @@ class BlkController:
         shown = {
             "ctrlr": self.name,
             "cpumask": f"{self.cpumask:#x}",
-            **_NO_COALESCING,
+            **self.coalescing._asdict(),
             "socket": self.socket_path,
             "sessions": [_describe_session(session) for session in self.connected()],
             "backend_specific": {
@@ -268,17 +294,22 @@ class BlkController:
         lingering = sum(session.ended.is_set() for session in self.sessions)
         return {**shown, "lingering": lingering} if lingering else shown
 
-    def save(self) -> tuple[str, dict[str, Any]] | None:
-        """The RPC call that makes it again; None when its bdev is gone."""
+    def save(self) -> list[tuple[str, dict[str, Any]]]:
+        """The RPC calls that make it again; none when its bdev is gone."""
         if self.bdev is None:
-            return None
-        return "vhost_create_blk_controller", {
+            return []
+        made = {
             "ctrlr": self.name,
             "dev_name": self.bdev.name,
             "cpumask": f"{self.cpumask:x}",
             "readonly": self._asked_readonly,
             "transport": TRANSPORT,
         }
+        calls: list[tuple[str, dict[str, Any]]] = [("vhost_create_blk_controller", made)]
+        if self.coalescing.delay_base_us:
+            told = {"ctrlr": self.name, **self.coalescing._asdict()}
+            calls.append(("vhost_controller_set_coalescing", told))
+        return calls
 
     def refuse_if_connected(self) -> None:
         """Raises: InUse."""
@@ -301,6 +332,14 @@ class BlkController:
             on_draining(task)
             session.end("the controller is deleted")
         await asyncio.gather(*(session.ended.wait() for session in list(self.sessions)))
+
+
+async def _or_end(session: Session, change: Awaitable[None]) -> None:
+    """Make a change to one session of several; it ends if that fails."""
+    try:
+        await change
+    except DrivebayError as error:
+        session.end(str(error))
 
 
 def _describe_session(session: Session) -> dict[str, Any]:

@@ -15,16 +15,21 @@ from typing import Final, Protocol
 
 from drivebay.bdev.base import Bdev
 from drivebay.errors import AlreadyExists, HostError, NotFound, UsageError
+from drivebay.reactor.clock import tick_rate
 from drivebay.reactor.reactor import Reactor
 from drivebay.vhost.blk_controller import TRANSPORT, BdevSource, BlkController, SessionNumbers
 from drivebay.vhost.cpumask import parse_cpumask
 from drivebay.vhost.listening_socket import ListeningSocket
 from drivebay.vhost.removed_disk import RemovedDisk
+from drivebay.vhost.ring import Coalescing
 
-__all__ = ["Controllers"]
+__all__ = ["APP_THREAD_ID", "Controllers"]
 
 _log = logging.getLogger(__name__)
 
+APP_THREAD_ID: Final = 1  # controllers are the threads that follow
+LEAST_IOPS: Final = 100  # the rate is looked at 100 times a second
+MAX_DELAY_TICKS: Final = (1 << 32) - 1
 DEFAULT_SOCKET_MODE: Final = 0o600
 MAX_NAME_BYTES: Final = 255
 
@@ -62,6 +67,7 @@ class Controllers:
         self._removed = RemovedDisk()
         self._draining: set[asyncio.Task[None]] = set()
         self._turn = 0
+        self._last_thread_id = APP_THREAD_ID
 
     def __iter__(self) -> Iterator[BlkController]:
         return iter(list(self._controllers.values()))
@@ -113,6 +119,7 @@ class Controllers:
             bdev,
             readonly=readonly,
             cpumask=mask,
+            thread_id=self._last_thread_id + 1,
             reactors=reactors,
             listening=listening,
             source=self._registry,
@@ -121,6 +128,7 @@ class Controllers:
         )
         self._controllers[name] = controller
         self._turn += 1
+        self._last_thread_id += 1
         _log.info("controller '%s' serves bdev '%s' at %s", name, bdev.name, listening.path)
         return controller
 
@@ -136,9 +144,43 @@ class Controllers:
                 field="cpumask",
                 hint="start the target with these cores in -m",
             )
+        return mask, self._in_turn(mask)
+
+    def _in_turn(self, mask: int) -> list[Reactor]:
         chosen = [reactor for reactor in self._reactors if mask >> reactor.core & 1]
         turn = self._turn % len(chosen)
-        return mask, chosen[turn:] + chosen[:turn]
+        return chosen[turn:] + chosen[:turn]
+
+    async def move(self, controller: BlkController, mask: int) -> None:
+        """Serve a controller on the reactors of this mask, while I/O runs.
+
+        Cores without a reactor do not count. Raises: UsageError when no core is left.
+        """
+        ours = sum(1 << reactor.core for reactor in self._reactors)
+        if not mask & ours:
+            raise UsageError(
+                f"cpumask {mask:#x} has no core with a reactor (those with one: {ours:#x})",
+                field="cpumask",
+            )
+        await controller.move(mask & ours, self._in_turn(mask & ours))
+        self._turn += 1
+        _log.info("controller '%s' is served on cores %#x now", controller.name, mask & ours)
+
+    async def set_coalescing(self, name: str, coalescing: Coalescing) -> None:
+        """Raises: NotFound, UsageError."""
+        controller = self.get(name)
+        if coalescing.iops_threshold < LEAST_IOPS:
+            raise UsageError(
+                f"iops_threshold is {coalescing.iops_threshold} (at least {LEAST_IOPS})",
+                field="iops_threshold",
+            )
+        if coalescing.delay_base_us * tick_rate() // 1_000_000 >= MAX_DELAY_TICKS:
+            most = MAX_DELAY_TICKS * 1_000_000 // tick_rate()
+            raise UsageError(
+                f"delay_base_us is {coalescing.delay_base_us} (less than {most} here)",
+                field="delay_base_us",
+            )
+        await controller.set_coalescing(coalescing)
 
     async def delete(self, name: str, *, force: bool = False) -> None:
         """Remove a controller and its socket. Raises: NotFound, InUse while one is connected.

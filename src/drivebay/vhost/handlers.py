@@ -15,7 +15,7 @@ from drivebay.errors import DrivebayError, PeerError
 from drivebay.memory.guest_memory import Region
 from drivebay.vhost.backend_channel import BackendChannel
 from drivebay.vhost.descriptors import Received, check_eventfd, take_stream_socket
-from drivebay.vhost.ring import DeviceTerms, Ring
+from drivebay.vhost.ring import Coalescing, DeviceTerms, Ring
 from drivebay.vhost.rings import Disk, Rings
 from drivebay.vhost.state import OFFERED_PROTOCOL_FEATURES
 from drivebay.wire.vhost_user import (
@@ -60,6 +60,8 @@ class Device(Disk, Protocol):
     def disk_name(self) -> str:
         """The bdev's name, for logs and as the disk's serial number."""
 
+    @property
+    def coalescing(self) -> Coalescing: ...
     def features(self) -> int:
         """The virtio features to offer."""
 
@@ -93,6 +95,7 @@ class Handlers:
             readonly=self._device.readonly,
             write_through=not self.writes_back(),
             serial=self._device.disk_name.encode()[:SERIAL_BYTES],
+            coalescing=self._device.coalescing,
         )
 
     def close(self) -> None:

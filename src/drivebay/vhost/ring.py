@@ -14,23 +14,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from drivebay.bdev.base import Channel
 from drivebay.dataplane.blk_queue import BlkQueue, ring_areas
 from drivebay.errors import PeerError
 from drivebay.memory.guest_memory import MemoryTable
 from drivebay.reactor.mailbox import Answer
+from drivebay.reactor.reactor import Reactor
 from drivebay.vhost.descriptors import close_all
 from drivebay.wire.vhost_user import VringAddr
 from drivebay.wire.virtio_blk import BlkFeature
 
-__all__ = ["MAX_RING_SIZE", "DeviceTerms", "Ring"]
+__all__ = ["MAX_RING_SIZE", "Coalescing", "DeviceTerms", "Ring"]
 
 MAX_RING_SIZE: Final = 1024  # the data plane's own limit; virtio allows 32,768
 
 # Both indexes 0, both wrap counters 1 (virtio 1.3 §2.8.1), as SET_VRING_BASE would say it.
 _PACKED_START: Final = 0x8000_8000
+
+
+class Coalescing(NamedTuple):
+    """When a guest is told less often of what completed; a base of 0 is never."""
+
+    delay_base_us: int = 0
+    iops_threshold: int = 60000
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,7 @@ class DeviceTerms:
     readonly: bool
     write_through: bool
     serial: bytes
+    coalescing: Coalescing
 
     @property
     def packed(self) -> bool:
@@ -58,6 +67,8 @@ class Ring:
         self.enabled = False
         self.kicked = False
         self.queue: BlkQueue | None = None
+        self.reactor: Reactor | None = None  # that serves the queue, or did so last
+        self._busy_ticks = 0  # of former queues
         self._stopping: Answer | None = None
         self._fds: dict[str, int] = {"kick": -1, "call": -1, "err": -1}
         self._retired: list[int] = []
@@ -65,6 +76,12 @@ class Ring:
     @property
     def started(self) -> bool:
         return self.kicked and self.addr is not None and self.size > 0
+
+    @property
+    def busy_ticks(self) -> int:
+        """For how long reactors worked for it, since the session began."""
+        now = self.queue.counters().busy_ticks if self.queue is not None else 0
+        return self._busy_ticks + now
 
     # What the front end says ------------------------------------------------------------
 
@@ -148,6 +165,8 @@ class Ring:
             on_broken=on_broken,
         )
         self.queue = queue
+        self.reactor = channel.reactor
+        queue.set_coalescing(*terms.coalescing)
         return [queue.set_enabled(self.enabled), queue.start(**self._fds)]
 
     def set_enabled(self, enabled: bool) -> list[Answer]:
@@ -168,6 +187,8 @@ class Ring:
         if self._stopping is not None:
             self.base = self._stopping.result()
             self._stopping = None
+            if self.queue is not None:
+                self._busy_ticks += self.queue.counters().busy_ticks
             self.queue = None
 
     def forget(self) -> None:

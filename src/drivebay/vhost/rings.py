@@ -9,7 +9,7 @@ queue, table and channel is on a list here before anything waits for it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from typing import Protocol
 
 from drivebay.bdev.base import Channel
@@ -18,7 +18,7 @@ from drivebay.errors import PeerError
 from drivebay.memory.guest_memory import MemoryTable, Region
 from drivebay.reactor.mailbox import Answer
 from drivebay.reactor.reactor import Reactor
-from drivebay.vhost.ring import DeviceTerms, Ring
+from drivebay.vhost.ring import Coalescing, DeviceTerms, Ring
 
 __all__ = ["Disk", "Rings", "Wait"]
 
@@ -81,6 +81,14 @@ class Rings:
     @property
     def inflight(self) -> int:
         return sum(ring.queue.counters().inflight for ring in self if ring.queue is not None)
+
+    @property
+    def busy_ticks(self) -> int:
+        return sum(ring.busy_ticks for ring in self)
+
+    @property
+    def channels(self) -> Collection[Channel]:
+        return self._channels.values()
 
     @property
     def broken(self) -> bool:
@@ -154,6 +162,33 @@ class Rings:
         await self._wait(
             [queue.set_write_through(write_through) for queue in queues], "to change its cache mode"
         )
+
+    async def set_coalescing(self, coalescing: Coalescing) -> None:
+        queues = [ring.queue for ring in self if ring.queue is not None]
+        await self._wait(
+            [queue.set_coalescing(*coalescing) for queue in queues], "to change its coalescing"
+        )
+
+    async def rebalance(self, wait: Wait) -> None:
+        """Move queues to the reactors that the disk names now.
+
+        Each drains where it is and goes on elsewhere at the same place of its ring, so no
+        request is lost, and what a guest kicks for meanwhile is found at the new start.
+        """
+        moving = [
+            ring
+            for ring in self
+            if ring.queue is not None
+            and ring.reactor is not self._disk.reactor_for(self._session_id, ring.index)
+        ]
+        await wait([a for ring in moving for a in ring.stop()], "to move queues to other cores")
+        for ring in moving:
+            ring.stopped()
+        for ring in moving:
+            await self._resume(ring)
+        used = {ring.reactor for ring in self if ring.queue is not None}
+        for reactor in [reactor for reactor in self._channels if reactor not in used]:
+            await self._disk.close_channel(self._channels.pop(reactor))
 
     # Guest memory -----------------------------------------------------------------------
 

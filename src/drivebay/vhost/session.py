@@ -22,7 +22,7 @@ from drivebay.reactor.mailbox import Answer
 from drivebay.vhost.connection import Connection, HungUp
 from drivebay.vhost.descriptors import Received
 from drivebay.vhost.handlers import HANDLERS, Device, Handlers, Refused
-from drivebay.vhost.ring import Ring
+from drivebay.vhost.ring import Coalescing, Ring
 from drivebay.vhost.rings import Rings
 from drivebay.vhost.state import State, check_fds, has_own_reply, lookup, settle
 from drivebay.wire.vhost_user import Header, ProtocolFeature, Request, VringState, pack_u64
@@ -211,6 +211,18 @@ class Session:
         if self._config_change_owed and backend is not None and self.state is State.RUNNING:
             self._config_change_owed = False
             backend.config_changed()
+
+    async def set_coalescing(self, coalescing: Coalescing) -> None:
+        """Applied to queues that run, at once; those that start later ask for it."""
+        async with self._changing:
+            if not self.ended.is_set():
+                await self.rings.set_coalescing(coalescing)
+
+    async def rebalance(self) -> None:
+        """The disk's reactors have changed: move the queues."""
+        async with self._changing:
+            if not self.ended.is_set():
+                await self.rings.rebalance(self._wait_to_the_end)
 
     async def leave_disk(self) -> None:
         """Hot remove: let go of the bdev; open_channel gives a removed one from now on."""
