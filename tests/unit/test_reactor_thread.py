@@ -16,7 +16,7 @@ from drivebay.errors import StateError
 from drivebay.reactor.mailbox import ControlMailbox
 from drivebay.reactor.reactor import Reactor
 from tests.fakes.driver import F_VERSION_1, Kind
-from tests.fakes.threaded import ThreadedMachine, some_core
+from tests.fakes.threaded import PATIENCE_S, ThreadedMachine, some_core
 
 FULL = (1 << 64) - 2
 
@@ -66,7 +66,11 @@ def test_start_stop_join_many_times_leaves_no_thread() -> None:
         control.drain()
         assert stopped.done
         reactor.close()
-    assert len(os.listdir("/proc/self/task")) == before
+    # A thread that was joined is still listed until the kernel has taken it away.
+    deadline = time.monotonic() + PATIENCE_S
+    while len(os.listdir("/proc/self/task")) > before:
+        assert time.monotonic() < deadline, "a thread is left"
+        time.sleep(0.01)
 
 
 def test_an_idle_reactor_stands_still_and_says_that_it_sleeps() -> None:

@@ -207,14 +207,18 @@ cdef int serve_engines(reactor_t* reactor) noexcept nogil:
     cdef uint32_t i
     cdef engine_t* engine
     cdef int work = 0
+    cdef bint used = False
     for i in range(reactor.engine_count):
         engine = reactor.engines[i]
+        used |= engine.unflushed or engine.inflight
         if engine.unflushed:
             engine.flush(engine, reactor)
         if engine.inflight:
             if reactor.running:
                 reactor.now = tsc_read()    # what a flush completes at once took time too
             work += engine.poll(engine, reactor)
+    if used and reactor.running:
+        count_engines(reactor)
     return work
 
 
@@ -274,8 +278,6 @@ cdef int reactor_turn(reactor_t* reactor) noexcept nogil:
     if reactor.engine_count:
         reactor.place = PLACE_ENGINES
         work += serve_engines(reactor)
-        if reactor.running:
-            count_engines(reactor)
     if work:
         pacing_worked(&reactor.pacing, started - reactor.last_work, engines_inflight(reactor))
         reactor.last_work = reactor.now
