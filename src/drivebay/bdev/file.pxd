@@ -3,7 +3,8 @@
 from libc.stdint cimport uint64_t
 
 from drivebay.bdev.base cimport Bdev, Channel
-from drivebay.engines.uring cimport UringEngine, uring_t
+from drivebay.engines.uring cimport UringEngine
+from drivebay.engines.uring_path cimport uring_t
 
 # channel_t.module of a file channel
 cdef struct file_t:

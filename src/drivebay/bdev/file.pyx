@@ -13,9 +13,8 @@ from drivebay.bdev.base cimport (
     BDEV_FUA, BDEV_VOLATILE_CACHE, Bdev, Channel, IO_FLUSH, IO_READ, IO_UNMAP, IO_WRITE,
     IO_WRITE_ZEROES, SUBMIT_DONE, SUBMIT_PENDING, channel_t, io_t, iovec,
 )
-from drivebay.engines.uring cimport (
-    URING_WORKER, uring_of, uring_register, uring_start, uring_unregister,
-)
+from drivebay.engines.uring cimport uring_of, uring_register, uring_unregister
+from drivebay.engines.uring_path cimport URING_WORKER, uring_start
 
 import errno
 import os
