@@ -6,7 +6,7 @@ import errno
 from typing import TYPE_CHECKING, Any, Final
 
 from drivebay.errors import AlreadyExists, HostError, InUse, NotFound
-from drivebay.rpc.jsonrpc import INVALID_PARAMS, RpcError
+from drivebay.rpc.jsonrpc import RpcError
 from drivebay.rpc.schema import (
     BDEV,
     RUNTIME,
@@ -36,7 +36,7 @@ TRANSPORT: Final = "vhost_user_blk"
         Param("dev_name", String(), required=True, doc="the bdev: name, alias or uuid"),
         Param("cpumask", String(), doc="the cores whose reactors may serve it"),
         Param("readonly", Boolean(), default=False, doc="guests may not write"),
-        Param("packed_ring", Boolean(), default=False, doc="refused for now"),
+        Param("packed_ring", Boolean(), default=False, doc="offer packed rings too"),
         Param("transport", String(), doc=f"{TRANSPORT}, the only one"),
     ),
     style=VHOST,
@@ -45,18 +45,12 @@ TRANSPORT: Final = "vhost_user_blk"
 )
 async def vhost_create_blk_controller(target: Target, params: Params) -> Any:
     """Offer a bdev to virtual machines on a vhost-user socket."""
-    if params["packed_ring"]:
-        raise RpcError(
-            INVALID_PARAMS,
-            "packed rings are not served by this version",
-            {"field": "packed_ring", "value": True, "hint": "leave packed_ring out"},
-        )
     await target.controllers.create_blk(
         params["ctrlr"],
         params["dev_name"],
         cpumask=params["cpumask"],
         readonly=params["readonly"],
-        packed_ring=False,
+        packed_ring=params["packed_ring"],
         transport=params["transport"],
     )
     return True

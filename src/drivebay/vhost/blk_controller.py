@@ -63,7 +63,7 @@ class SessionNumbers:
         self._taken.discard(number)
 
 
-def offered_features(bdev: Bdev, readonly: bool) -> int:
+def offered_features(bdev: Bdev, readonly: bool, packed_ring: bool) -> int:
     """The virtio features for a bdev. SIZE_MAX is not among them: segments have no limit.
 
     virtio 1.3 §5.2.5.2: a device that offers CONFIG_WCE must offer FLUSH.
@@ -77,6 +77,8 @@ def offered_features(bdev: Bdev, readonly: bool) -> int:
         BlkFeature.RING_EVENT_IDX,
         BlkFeature.VERSION_1,
     )
+    if packed_ring:
+        features |= feature_mask(BlkFeature.RING_PACKED)
     if "flush" in bdev.io_types:
         features |= feature_mask(BlkFeature.FLUSH, BlkFeature.CONFIG_WCE)
     if readonly:
@@ -97,6 +99,7 @@ class BlkController:
         bdev: Bdev,
         *,
         readonly: bool,
+        packed_ring: bool,
         cpumask: int,
         thread_id: int,
         reactors: Sequence[Reactor],
@@ -120,7 +123,8 @@ class BlkController:
         self.disk_name = bdev.name
         self.sessions: dict[Session, asyncio.Task[None]] = {}
         self._asked_readonly = readonly
-        self._features = offered_features(bdev, self.readonly)
+        self._packed_ring = packed_ring
+        self._features = offered_features(bdev, self.readonly, packed_ring)
         self._block_size = bdev.block_size
         self._unmaps = "unmap" in bdev.io_types
         self._reactors = tuple(reactors)
@@ -305,6 +309,9 @@ class BlkController:
             "readonly": self._asked_readonly,
             "transport": TRANSPORT,
         }
+        # SPDK does not save it, and its guests come back without; here it survives a restart.
+        if self._packed_ring:
+            made["packed_ring"] = True
         calls: list[tuple[str, dict[str, Any]]] = [("vhost_create_blk_controller", made)]
         if self.coalescing.delay_base_us:
             told = {"ctrlr": self.name, **self.coalescing._asdict()}

@@ -101,12 +101,6 @@ class Controllers:
             raise UsageError(
                 f"no transport is called '{transport}'", field="transport", hint=f"use {TRANSPORT}"
             )
-        if packed_ring:
-            raise UsageError(
-                "packed rings are not served yet",
-                field="packed_ring",
-                hint="leave packed_ring out; guests use split rings then",
-            )
         bdev = self._registry.get(dev_name)
         self._registry.require_unclaimed(bdev)
         mask, reactors = self._choose_reactors(cpumask)
@@ -118,6 +112,7 @@ class Controllers:
             name,
             bdev,
             readonly=readonly,
+            packed_ring=packed_ring,
             cpumask=mask,
             thread_id=self._last_thread_id + 1,
             reactors=reactors,
