@@ -208,6 +208,7 @@ class Life:
             write_through=self.choices.rarely(4),
             serial=b"fuzzed",
             on_broken=self.broken.append,
+            inflight=None,
         )
         port = self.bench.port
         self.machine.settle(queue.start(port.kick_fd, port.call_fd, port.err_fd))

@@ -139,6 +139,8 @@ class FakeQueue:
         self.calls: list[str] = []
         self.enabled: bool | None = None
         self.write_through: bool = terms["write_through"]
+        self.log: Any = None
+        self.log_rings = False
         self.fds: dict[str, int] = {}
         self.running = False
         self.broken: str | None = None
@@ -175,6 +177,11 @@ class FakeQueue:
     def set_coalescing(self, delay_base_us: int, iops_threshold: int) -> FakeAnswer:
         self.coalescing = (delay_base_us, iops_threshold)
         return self.plane.answer("set_coalescing", self)
+
+    def set_log(self, log: Any, rings: bool) -> FakeAnswer:
+        self.log = log
+        self.log_rings = rings
+        return self.plane.answer("set_log", self)
 
     def break_ring(self, cause: str) -> None:
         """What the guest did. From the loop's thread."""

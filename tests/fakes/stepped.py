@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
-from drivebay.bdev.base import Bdev
+from drivebay.bdev.base import Bdev, Channel
 from drivebay.bdev.malloc import MallocBdev
 from drivebay.dataplane.blk_queue import BlkQueue
+from drivebay.dataplane.inflight import InflightQueue
 from drivebay.memory.guest_memory import MemoryTable, Region
 from drivebay.reactor.mailbox import Answer, ControlMailbox
 from drivebay.reactor.reactor import Reactor
@@ -85,6 +86,7 @@ class Machine:
         self.bdev = bdev if bdev is not None else malloc_bdev()
         self.channel = self.bdev.open_channel(self.reactor)
         self.settle(self.channel.activate())
+        self._dead_channels: list[Channel] = []
         self.queues: list[BlkQueue] = []
         self.ports: list[EventPort] = []
         self.broken: list[BlkQueue] = []
@@ -119,12 +121,17 @@ class Machine:
         return answer.result()
 
     def add_queue(
-        self, size: int = 16, *, start: int = 0, ring: AnyRing | None = None
+        self,
+        size: int = 16,
+        *,
+        start: int = 0,
+        ring: AnyRing | None = None,
+        inflight: InflightQueue | None = None,
     ) -> BlkDriver:
         """A started queue and its driver."""
         if ring is None:
             ring = make_ring(self.features, self.memory, size, start)
-        queue = self.prepare_queue(ring)
+        queue = self.prepare_queue(ring, inflight=inflight)
         port = self.make_port()
         self.ports.append(port)
         self.settle(queue.start(port.kick_fd, port.call_fd, port.err_fd))
@@ -134,7 +141,9 @@ class Machine:
     def make_port(self) -> EventPort:
         return SteppedPort(self)
 
-    def prepare_queue(self, ring: AnyRing, base: int | None = None) -> BlkQueue:
+    def prepare_queue(
+        self, ring: AnyRing, base: int | None = None, inflight: InflightQueue | None = None
+    ) -> BlkQueue:
         """A queue on a ring, not started yet; ``base`` for another than the ring's own."""
         memory = self.memory
         queue = BlkQueue(
@@ -151,9 +160,17 @@ class Machine:
             write_through=self.write_through,
             serial=SERIAL,
             on_broken=self.broken.append,
+            inflight=inflight,
         )
         self.queues.append(queue)
         return queue
+
+    def gate_forever(self) -> None:
+        """What is in flight now never comes back, as if we had died; go on with a new channel."""
+        self.settle(self.channel.gate())
+        self._dead_channels.append(self.channel)
+        self.channel = self.bdev.open_channel(self.reactor)
+        self.settle(self.channel.activate())
 
     def new_table(self) -> MemoryTable:
         """A table of the same memory as it is now; the older one lives until close()."""
@@ -169,9 +186,12 @@ class Machine:
         """A stepped one has no end."""
 
     def close(self) -> None:
+        for channel in self._dead_channels:
+            self.settle(channel.ungate())
         for queue in self.queues:
             self.settle(queue.stop())
-        self.settle(self.channel.close())
+        for channel in (*self._dead_channels, self.channel):
+            self.settle(channel.close())
         for table in (*self._older_tables, self.table):
             table.release()
         self.bdev.close()

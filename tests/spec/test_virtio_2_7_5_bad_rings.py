@@ -148,6 +148,7 @@ def make(machine: Machine, **changes: int) -> BlkQueue:
         write_through=False,
         serial=SERIAL,
         on_broken=machine.broken.append,
+        inflight=None,
         **values,
     )
 

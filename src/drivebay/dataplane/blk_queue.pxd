@@ -4,6 +4,8 @@ from libc.stdint cimport uint32_t, uint64_t
 
 from drivebay.bdev.base cimport Channel
 from drivebay.dataplane.blk_service cimport blk_queue_t
+from drivebay.dataplane.dirty_log cimport DirtyLog
+from drivebay.dataplane.inflight cimport InflightQueue
 from drivebay.memory.guest_memory cimport MemoryTable
 from drivebay.reactor.mailbox cimport Answer, EventOwner, act_fn
 
@@ -12,6 +14,8 @@ cdef class BlkQueue(EventOwner):
     cdef readonly int index
     cdef Channel channel
     cdef MemoryTable table
+    cdef InflightQueue inflight    # None: nothing is kept
+    cdef DirtyLog log               # None: nobody migrates
     cdef tuple rings            # user addresses of its three areas
     cdef object on_broken
     cdef void* memory
@@ -25,6 +29,7 @@ cdef class BlkQueue(EventOwner):
     )
     cdef tuple resolve_rings(self, MemoryTable table)
     cdef int bind(self, MemoryTable table) except -1
+    cdef uint32_t recover(self, InflightQueue inflight, uint32_t base) except? 0
     cdef int set_base(self, uint32_t base) except -1
     cdef int allocate(self, int size) except -1
     cdef bint live(self) noexcept

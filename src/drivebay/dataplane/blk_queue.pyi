@@ -2,6 +2,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from drivebay.bdev.base import Channel
+from drivebay.dataplane.dirty_log import DirtyLog
+from drivebay.dataplane.inflight import InflightQueue
 from drivebay.memory.guest_memory import MemoryTable
 from drivebay.reactor.mailbox import Answer
 
@@ -51,6 +53,7 @@ class BlkQueue:
         write_through: bool,
         serial: bytes,
         on_broken: Callable[[BlkQueue], None],
+        inflight: InflightQueue | None = None,
     ) -> None:
         """Bind the rings; ``desc``, ``avail``, ``used`` are front-end user addresses of the
         descriptors, the driver's area and the device's.
@@ -60,8 +63,12 @@ class BlkQueue:
         index, free-running in 16 bits; for a packed one bits 0-14 the avail index, 15 its
         wrap counter, 16-30 the used index, 31 its wrap counter.
 
+        With ``inflight``, what it says was taken and not answered is submitted again, in
+        order, before anything new; where to go on then follows from it, and ``base`` counts
+        only while the region is new.
+
         Raises: PeerError for a size, address or base that the specification forbids
-        (virtio 1.3 §2.7, §2.8), naming the value.
+        (virtio 1.3 §2.7, §2.8), naming the value; or for nonsense in ``inflight``.
         """
 
     def start(self, kick: int, call: int, err: int) -> Answer:
@@ -90,6 +97,11 @@ class BlkQueue:
 
     def set_coalescing(self, delay_base_us: int, iops_threshold: int) -> Answer:
         """Notify less often above a rate; a base of 0 switches it off. What is owed is sent."""
+
+    def set_log(self, log: DirtyLog | None, rings: bool) -> Answer:
+        """Mark the pages that are written from now on, those of the ring itself if ``rings``;
+        None ends it. Done when the former log is used no more.
+        """
 
     @property
     def broken(self) -> str | None:

@@ -13,13 +13,15 @@ from posix.mman cimport (
 from drivebay.bdev.base cimport Channel
 from drivebay.dataplane.blk_service cimport (
     EVENT_BROKEN, SLOT_BYTES, blk_queue_arm, blk_queue_break, blk_queue_call, blk_queue_disarm,
-    blk_queue_end, blk_queue_poll, blk_queue_publish, blk_queue_t, slot_t)
+    blk_queue_end, blk_queue_is_drained, blk_queue_poll, blk_queue_publish, blk_queue_t, slot_t)
 from drivebay.dataplane.coalescing cimport COALESCING_IOPS, coalescing_owes, coalescing_set
+from drivebay.dataplane.dirty_log cimport DirtyLog, dirty_log_t
+from drivebay.dataplane.inflight cimport InflightQueue
 from drivebay.dataplane.ring cimport (
     FAULT_WATCH, chain_t, fault_sentence, virtqueue_bad, virtqueue_t)
 from drivebay.dataplane.virtqueue cimport virtqueue_base, virtqueue_bind, virtqueue_set_base
 from drivebay.memory.guest_memory cimport MemoryTable, memtable_t
-from drivebay.memory.platform cimport CHECK, load_relaxed_u32, load_relaxed_u64
+from drivebay.memory.platform cimport CHECK, load_relaxed_u16, load_relaxed_u32, load_relaxed_u64
 from drivebay.reactor.clock cimport ticks_per_second
 from drivebay.reactor.mailbox cimport Answer, act_fn, answered, message_answer, message_t
 from drivebay.reactor.loop cimport SOURCE_ARMED
@@ -66,7 +68,7 @@ cdef void act_stop(message_t* message, void* reactor) noexcept nogil:
     cdef blk_queue_t* q = <blk_queue_t*>message.target
     q.stopping = message
     # What completed earlier in this turn is published first, and that answers then.
-    if q.source.inflight == 0 and not q.source.dirty:
+    if blk_queue_is_drained(q) and not q.source.dirty:
         blk_queue_end(q)
 
 
@@ -121,6 +123,15 @@ cdef void act_coalescing(message_t* message, void* reactor) noexcept nogil:
     message_answer(message, 0)
 
 
+cdef void act_log(message_t* message, void* reactor) noexcept nogil:
+    """argument: the log's words and bits, and whether rings are marked too."""
+    cdef blk_queue_t* q = <blk_queue_t*>message.target
+    q.log.words = <uint64_t*>message.argument[0]
+    q.log.bits = message.argument[1]
+    q.log_rings = <uint8_t>message.argument[2]
+    message_answer(message, 0)
+
+
 # --- the Python door -----------------------------------------------------------------------
 
 class QueueCounters(NamedTuple):
@@ -152,6 +163,7 @@ cdef class BlkQueue(EventOwner):
     def __init__(
         self, Channel channel, MemoryTable table, *, int index, int size, desc, avail, used,
         base, features, bint readonly, bint write_through, bytes serial, on_broken,
+        InflightQueue inflight=None,
     ):
         cdef uint8_t* text
         if size <= 0 or size & (size - 1) or size > VIRTQ_MAX_SIZE:
@@ -170,7 +182,7 @@ cdef class BlkQueue(EventOwner):
         self.raw.vq.event_idx = features >> VIRTIO_RING_F_EVENT_IDX & 1
         self.raw.vq.indirect = features >> VIRTIO_RING_F_INDIRECT_DESC & 1
         self.bind(table)
-        self.set_base(base)
+        self.set_base(base if inflight is None else self.recover(inflight, base))
         self.raw.disk.readonly = readonly
         self.raw.write_through = write_through
         self.raw.channel = &channel.raw
@@ -236,6 +248,19 @@ cdef class BlkQueue(EventOwner):
         virtqueue_bind(&self.raw.vq, descriptors, driver, device)
         return 0
 
+    cdef uint32_t recover(self, InflightQueue inflight, uint32_t base) except? 0:
+        """What an earlier target left in flight is submitted again. Returns: where to go on."""
+        cdef virtqueue_t* vq = &self.raw.vq
+        if vq.packed:
+            inflight.recover_packed(vq.ring, vq.size, base)
+        else:
+            inflight.recover_split(vq.size, load_relaxed_u16(&vq.used.idx), <uint16_t>base)
+        vq.inflight = inflight.raw
+        self.inflight = inflight
+        self.raw.again = inflight.chains
+        self.raw.again_left = inflight.count
+        return inflight.base
+
     cdef int set_base(self, uint32_t base) except -1:
         """Raises: PeerError for one that the ring does not have."""
         cdef virtqueue_t* vq = &self.raw.vq
@@ -298,6 +323,20 @@ cdef class BlkQueue(EventOwner):
             self.raw.err = err
             return answered(0)
         return self.ask(act_notifiers, None, <uint64_t>kick, <uint64_t>call, <uint64_t>err)
+
+    def set_log(self, DirtyLog log, bint rings):
+        cdef dirty_log_t raw
+        raw.words = NULL
+        raw.bits = 0
+        if log is not None:
+            raw = log.raw
+        before, self.log = self.log, log
+        rings = rings and raw.words != NULL
+        if not self.live():
+            self.raw.log = raw
+            self.raw.log_rings = rings
+            return answered(0)
+        return self.ask(act_log, (before, log), <uint64_t>raw.words, raw.bits, rings)
 
     def set_write_through(self, bint write_through):
         if not self.live():

@@ -3,11 +3,13 @@
 Context: reactor, one owner a queue; control reaches it by messages only (blk_queue).
 """
 
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 from drivebay.bdev.base cimport channel_t
 from drivebay.dataplane.blk_request cimport disk_t
 from drivebay.dataplane.coalescing cimport coalescing_t
+from drivebay.dataplane.dirty_log cimport dirty_log_t
+from drivebay.dataplane.inflight cimport recovered_t
 from drivebay.dataplane.ring cimport chain_t, token_t, virtqueue_t
 from drivebay.memory.guest_memory cimport memtable_t
 from drivebay.reactor.io cimport IO_INLINE_IOVECS, io_t, iovec, iovec_block_t
@@ -29,7 +31,7 @@ cdef struct slot_t:
     iovec_block_t* block    # borrowed for more buffers than fit inline
     slot_t* next
     uint8_t* status_byte
-    uint32_t generation     # of the memory table it was translated with
+    const memtable_t* table     # it was translated with
     uint32_t written        # used length if it succeeds
     token_t token
 
@@ -45,12 +47,16 @@ cdef struct blk_queue_t:
     uint8_t enabled
     uint8_t broken
     uint8_t write_through
+    uint8_t log_rings       # mark the ring's own areas too
+    uint16_t again_left     # chains of an earlier target that are not submitted again yet
+    const recovered_t* again    # the next of those
+    dirty_log_t log
     int32_t call            # eventfd, or -1
     int32_t err             # eventfd for a broken ring, or -1
     uint32_t old_inflight   # of those, translated with an older table
     uint32_t gather_below   # ticks a request: wait for more when cheaper
     coalescing_t coalescing
-    message_t* stopping     # answered when inflight is 0
+    message_t* stopping     # answered when nothing is left to do
     message_t* switching    # those answered when old_inflight is 0
     event_t event
     uint64_t requests
@@ -66,4 +72,5 @@ cdef void blk_queue_publish(source_t* source, reactor_t* reactor) noexcept nogil
 
 cdef void blk_queue_call(blk_queue_t* q) noexcept nogil
 cdef void blk_queue_break(blk_queue_t* q) noexcept nogil
+cdef bint blk_queue_is_drained(const blk_queue_t* q) noexcept nogil
 cdef void blk_queue_end(blk_queue_t* q) noexcept nogil

@@ -12,10 +12,13 @@ from drivebay.bdev.entry cimport bdev_submit
 from drivebay.dataplane.blk_request cimport (
     PARSE_BAD, PARSE_ID, PARSE_SUBMIT, blk_request_parse, request_t)
 from drivebay.dataplane.coalescing cimport coalescing_hold, coalescing_owes
+from drivebay.dataplane.dirty_log cimport dirty_log_host, dirty_log_iovecs
 from drivebay.dataplane.ring cimport FAULT_CALL_BLOCKED, POP_CHAIN, token_t, virtqueue_bad
 from drivebay.dataplane.virtqueue cimport (
-    virtqueue_arm, virtqueue_base, virtqueue_disarm, virtqueue_fill, virtqueue_look, virtqueue_pop,
-    virtqueue_prefetch, virtqueue_publish, virtqueue_seen, virtqueue_take, virtqueue_walk)
+    virtqueue_arm, virtqueue_base, virtqueue_disarm, virtqueue_fill, virtqueue_log, virtqueue_look,
+    virtqueue_pop, virtqueue_prefetch, virtqueue_publish, virtqueue_seen, virtqueue_take,
+    virtqueue_walk, virtqueue_walk_again)
+from drivebay.memory.guest_memory cimport memtable_t
 from drivebay.memory.platform cimport cpu_pause, exchange_u32
 from drivebay.reactor.io cimport (
     FRAME_DONE, IO_FUA, IO_INLINE_IOVECS, IO_READ, IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE, io_push,
@@ -68,6 +71,8 @@ cdef int blk_queue_poll(source_t* source, reactor_t* reactor) noexcept nogil:
     cdef blk_queue_t* q = <blk_queue_t*>source
     cdef uint64_t bytes = 0
     cdef int taken = 0, count
+    if q.again_left:
+        return submit_again(q)
     if not is_serving(q):
         return 0
     if virtqueue_look(&q.vq) == POP_CHAIN:
@@ -84,6 +89,32 @@ cdef int blk_queue_poll(source_t* source, reactor_t* reactor) noexcept nogil:
         q.requests += taken
     if q.vq.fault and not q.broken:
         blk_queue_break(q)
+    return taken
+
+
+cdef int submit_again(blk_queue_t* q) noexcept nogil:
+    """What an earlier target did not answer, in the order in which it came; only then new ones.
+
+    Goes on while a stop is asked for: a ring is drained then. Bound: POLL_CHAINS or
+    POLL_COPY_BYTES. Returns: chains submitted.
+    """
+    cdef uint64_t bytes = 0
+    cdef int taken = 0
+    cdef token_t token
+    if not q.enabled or q.broken:
+        return 0
+    while q.again_left and taken < POLL_CHAINS and bytes < POLL_COPY_BYTES and not q.vq.fault:
+        if virtqueue_walk_again(&q.vq, q.table, q.again, &token, q.chain) != POP_CHAIN:
+            break
+        if not serve_chain(q, &token, &bytes):
+            break
+        q.again += 1
+        q.again_left -= 1
+        taken += 1
+    q.requests += taken
+    if q.vq.fault:
+        blk_queue_break(q)
+    blk_queue_publish(&q.source, q.reactor)
     return taken
 
 
@@ -108,17 +139,37 @@ cdef inline bint serve_chain(blk_queue_t* q, token_t* token, uint64_t* bytes) no
         q.bad_requests += 1
         virtqueue_fill(&q.vq, token, 0)
     elif kind == PARSE_ID:
-        finish(q, token, request.status_byte, VIRTIO_BLK_S_OK, write_serial(q, &request) + 1)
+        finish_id(q, token, &request)
     else:
-        finish(q, token, request.status_byte, request.status, 1)
+        finish(q, q.table, token, request.status_byte, request.status, 1)
     return True
 
 
 cdef inline void finish(
-    blk_queue_t* q, const token_t* token, uint8_t* status_byte, uint8_t status, uint32_t written
+    blk_queue_t* q, const memtable_t* table, const token_t* token, uint8_t* status_byte,
+    uint8_t status, uint32_t written
 ) noexcept nogil:
     status_byte[0] = status
+    if q.log.words != NULL:
+        dirty_log_host(&q.log, table, status_byte, 1)
     virtqueue_fill(&q.vq, token, written)
+
+
+cdef void finish_id(blk_queue_t* q, const token_t* token, request_t* request) noexcept nogil:
+    cdef uint32_t written = write_serial(q, request)
+    dirty_log_iovecs(&q.log, q.table, request.iov, written)
+    finish(q, q.table, token, request.status_byte, VIRTIO_BLK_S_OK, written + 1)
+
+
+cdef inline void finish_io(
+    blk_queue_t* q, const memtable_t* table, const token_t* token, uint8_t* status_byte,
+    slot_t* slot
+) noexcept nogil:
+    """table: the one with which the request was translated."""
+    cdef io_t* io = &slot.io
+    if q.log.words != NULL and io.operation == IO_READ:     # one that failed wrote some, maybe
+        dirty_log_iovecs(&q.log, table, io.iov, io.length)
+    finish(q, table, token, status_byte, status_of(io), slot.written if io.status >= 0 else 1)
 
 
 cdef uint32_t write_serial(blk_queue_t* q, request_t* request) noexcept nogil:
@@ -170,12 +221,12 @@ cdef bint submit(
     q.free = slot.next
     if bdev_submit(q.channel, io) == SUBMIT_DONE:
         bytes[0] += request.length
-        finish(q, token, request.status_byte, status_of(io), slot.written if io.status >= 0 else 1)
+        finish_io(q, q.table, token, request.status_byte, slot)
         release_slot(q, slot)
         return True
     slot.status_byte = request.status_byte
     slot.token = token[0]
-    slot.generation = q.table.generation
+    slot.table = q.table
     q.source.inflight += 1
     return True
 
@@ -201,10 +252,10 @@ cdef int blk_done(io_t* io, void* context, uint64_t saved) noexcept nogil:
     """The last frame of a request that was pending."""
     cdef blk_queue_t* q = <blk_queue_t*>context
     cdef slot_t* slot = <slot_t*>io
-    finish(q, &slot.token, slot.status_byte, status_of(io), slot.written if io.status >= 0 else 1)
-    q.source.inflight -= 1
-    if slot.generation != q.table.generation:
+    finish_io(q, slot.table, &slot.token, slot.status_byte, slot)
+    if slot.table != q.table:
         q.old_inflight -= 1
+    q.source.inflight -= 1
     release_slot(q, slot)
     reactor_mark_dirty(q.reactor, &q.source)
     return FRAME_DONE
@@ -233,6 +284,16 @@ cdef void blk_queue_call(blk_queue_t* q) noexcept nogil:
         blk_queue_break(q)
 
 
+cdef bint blk_queue_is_drained(const blk_queue_t* q) noexcept nogil:
+    """Nothing is in flight, nor left to be submitted again, if that is allowed at all."""
+    return q.source.inflight == 0 and not (q.again_left and q.enabled and not q.broken)
+
+
+cdef inline void log_ring(blk_queue_t* q) noexcept nogil:
+    if q.log_rings:
+        virtqueue_log(&q.vq, &q.log, q.table)
+
+
 cdef void blk_queue_end(blk_queue_t* q) noexcept nogil:
     """Nothing is in flight any more: tell control where the ring stands."""
     cdef message_t* message = q.stopping
@@ -245,21 +306,31 @@ cdef void blk_queue_end(blk_queue_t* q) noexcept nogil:
 cdef void blk_queue_publish(source_t* source, reactor_t* reactor) noexcept nogil:
     """Show the guest what completed, tell it once, and answer control if it waits for that."""
     cdef blk_queue_t* q = <blk_queue_t*>source
-    if virtqueue_publish(&q.vq):
-        if not q.coalescing.base or not coalescing_hold(&q.coalescing, reactor, q.requests):
-            blk_queue_call(q)
+    cdef bint wanted = virtqueue_publish(&q.vq)
+    log_ring(q)
+    if wanted and (not q.coalescing.base
+                   or not coalescing_hold(&q.coalescing, reactor, q.requests)):
+        blk_queue_call(q)
     if q.switching != NULL and q.old_inflight == 0:
         answer_switches(q)
-    if q.stopping != NULL and q.source.inflight == 0:
+    if q.stopping != NULL and blk_queue_is_drained(q):
         blk_queue_end(q)
 
 
 cdef bint blk_queue_arm(source_t* source) noexcept nogil:
     cdef blk_queue_t* q = <blk_queue_t*>source
-    return is_serving(q) and virtqueue_arm(&q.vq)
+    cdef bint work
+    if q.again_left and q.enabled and not q.broken:
+        return True
+    if not is_serving(q):
+        return False
+    work = virtqueue_arm(&q.vq)
+    log_ring(q)
+    return work
 
 
 cdef void blk_queue_disarm(source_t* source) noexcept nogil:
     cdef blk_queue_t* q = <blk_queue_t*>source
     if is_serving(q):
         virtqueue_disarm(&q.vq)
+        log_ring(q)

@@ -7,11 +7,15 @@ positions then run free as in a split ring; a transport may limit them so.
 
 from libc.stdint cimport int16_t, uint16_t, uint32_t
 
-from drivebay.dataplane.ring cimport POP_CHAIN, POP_EMPTY, chain_t, token_t, virtqueue_t
+from drivebay.dataplane.inflight cimport (
+    inflight_give, inflight_settle, inflight_take_packed, recovered_t,
+)
+from drivebay.dataplane.ring cimport (
+    POP_CHAIN, POP_EMPTY, chain_t, token_t, virtqueue_distrust, virtqueue_t,
+)
 from drivebay.memory.guest_memory cimport memtable_t
 from drivebay.memory.platform cimport (
-    fence_seq_cst, load_acquire_u16, load_relaxed_u32, store_relaxed_u16, store_release_u16,
-    store_release_u32,
+    fence_seq_cst, load_acquire_u16, load_relaxed_u32, store_release_u16, store_release_u32,
 )
 from drivebay.wire.virtio_ring cimport (
     VIRTQ_DESC_F_WRITE, VIRTQ_EVENT_F_DESC, VIRTQ_EVENT_F_DISABLE, VIRTQ_EVENT_F_ENABLE,
@@ -20,6 +24,11 @@ from drivebay.wire.virtio_ring cimport (
 
 cdef int packed_walk(
     virtqueue_t* vq, const memtable_t* table, token_t* token, chain_t* chain
+) noexcept nogil
+
+# The same for a chain that an earlier target took; its descriptors are in the region.
+cdef int packed_walk_again(
+    virtqueue_t* vq, const memtable_t* table, const recovered_t* kept, chain_t* chain
 ) noexcept nogil
 
 cdef inline bint packed_wrap(const virtqueue_t* vq, uint16_t position) noexcept nogil:
@@ -61,15 +70,26 @@ cdef inline int packed_look(virtqueue_t* vq) noexcept nogil:
 cdef inline int packed_pop(virtqueue_t* vq, token_t* token) noexcept nogil:
     """A chain's id stands in its last descriptor, so the walk sets the token."""
     if packed_is_available(vq, vq.next_avail):
+        token.kept = 0
         return POP_CHAIN
     vq.avail_seen = vq.next_avail
     return POP_EMPTY
 
+cdef inline void packed_mark(virtqueue_t* vq, token_t* token) noexcept nogil:
+    cdef int entry = inflight_take_packed(&vq.inflight, vq.walked, token.count, token.id)
+    if entry < 0:
+        virtqueue_distrust(vq, token.id)
+    token.entry = <uint16_t>entry
+
 cdef inline void packed_take(virtqueue_t* vq, token_t* token) noexcept nogil:
+    if token.kept:
+        return
     vq.stride = token.count
     vq.next_avail += token.count
     if <int16_t>(vq.avail_seen - vq.next_avail) < 0:
         vq.avail_seen = vq.next_avail
+    if vq.inflight.packed != NULL:
+        packed_mark(vq, token)
 
 cdef inline void packed_fill(
     virtqueue_t* vq, const token_t* token, uint32_t written
@@ -88,8 +108,10 @@ cdef inline void packed_fill(
     if vq.next_used == vq.published:
         vq.first_flags = flags
     else:
-        store_relaxed_u16(&desc.flags, flags)
+        store_release_u16(&desc.flags, flags)
     vq.next_used += token.count
+    if vq.inflight.packed != NULL:
+        inflight_give(&vq.inflight, token.entry)
 
 cdef inline bint packed_publish(virtqueue_t* vq) noexcept nogil:
     """virtio 1.3 §2.8.10: the driver's area says when it wants to be told."""
@@ -99,6 +121,8 @@ cdef inline bint packed_publish(virtqueue_t* vq) noexcept nogil:
         return False
     store_release_u16(&vq.ring[old & vq.mask].flags, vq.first_flags)
     vq.published = vq.next_used
+    if vq.inflight.packed != NULL:
+        inflight_settle(&vq.inflight, packed_off_wrap(vq, vq.next_used))
     fence_seq_cst()     # the descriptors are visible before the driver's wish is read
     event = load_relaxed_u32(vq.driver_event)
     wish = event >> 16 & 3

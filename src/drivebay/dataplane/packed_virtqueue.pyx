@@ -7,10 +7,11 @@ bounds a chain: what is in flight and it together never take more descriptors th
 
 from libc.stdint cimport UINT64_MAX, uint16_t, uint32_t
 
+from drivebay.dataplane.inflight cimport inflight_descriptor, recovered_t
 from drivebay.dataplane.ring cimport (
     FAULT_ADDRESS, FAULT_CHAIN_LONG, FAULT_INDIRECT_LENGTH, FAULT_INDIRECT_MIXED,
     FAULT_INDIRECT_OFF, FAULT_OVERCOMMIT, POP_BAD_RING, POP_CHAIN, chain_add, chain_clear, chain_t,
-    token_t, virtqueue_bad, virtqueue_t,
+    token_t, virtqueue_bad, virtqueue_distrust, virtqueue_t,
 )
 from drivebay.memory.guest_memory cimport memtable_read, memtable_t
 from drivebay.memory.platform cimport load_once_16
@@ -75,4 +76,21 @@ cdef int packed_walk(
             break
     token.id = desc.id
     token.count = count
+    return POP_CHAIN
+
+
+cdef int packed_walk_again(
+    virtqueue_t* vq, const memtable_t* table, const recovered_t* kept, chain_t* chain
+) noexcept nogil:
+    """The ring's own may be overwritten by used ones. Bound: kept.count, which was checked."""
+    cdef uint16_t i, at = kept.entry, following = 0
+    cdef virtq_packed_desc desc
+    chain_clear(chain)
+    for i in range(kept.count):
+        if not inflight_descriptor(&vq.inflight, at, &desc, &following):
+            virtqueue_distrust(vq, kept.id)
+            return POP_BAD_RING
+        if add_descriptor(vq, table, &desc, i, chain) != POP_CHAIN:
+            return POP_BAD_RING
+        at = following
     return POP_CHAIN

@@ -10,6 +10,7 @@ POP_BAD_RING, and the queue is given up; the reason is in vq.fault.
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+from drivebay.dataplane.inflight cimport inflight_t
 from drivebay.memory.guest_memory cimport memtable_resolve, memtable_t
 from drivebay.reactor.io cimport BLOCK_IOVECS, iovec
 from drivebay.wire.virtio_ring cimport (
@@ -38,6 +39,7 @@ cdef enum:
     FAULT_WATCH = 12
     FAULT_OVERCOMMIT = 13
     FAULT_INDIRECT_MIXED = 14
+    FAULT_INFLIGHT = 15
 
 # One request's buffers in host addresses: readable ones, then writable ones.
 cdef struct chain_t:
@@ -51,6 +53,8 @@ cdef struct chain_t:
 cdef struct token_t:
     uint16_t id                 # split: its head, checked; packed: only stored, never an index
     uint16_t count              # packed: the descriptors of the ring that it takes
+    uint16_t entry              # its entry in the inflight region, if there is one
+    uint16_t kept               # an earlier target took it: it is not taken from the ring again
 
 # Positions run free in both kinds of ring and wrap at 65,536; the index is `& mask`. In a
 # packed ring the bit above the index is the wrap counter, inverted (its first lap has 1).
@@ -76,6 +80,7 @@ cdef struct virtqueue_t:
     const virtq_packed_event* driver_event
     virtq_packed_event* device_event
     virtq_packed_desc* walked   # packed: the descriptors of the last walk, as they were read
+    inflight_t inflight         # what the front end keeps for the next target
 
 cdef str fault_sentence(uint8_t fault, uint32_t value)
 
@@ -83,6 +88,12 @@ cdef inline int virtqueue_bad(virtqueue_t* vq, uint8_t fault, uint32_t value) no
     vq.fault = fault
     vq.fault_value = value
     return POP_BAD_RING
+
+cdef inline void virtqueue_distrust(virtqueue_t* vq, uint16_t id) noexcept nogil:
+    """The inflight region holds nonsense: touch it no more, and give the ring up."""
+    vq.inflight.split = NULL
+    vq.inflight.packed = NULL
+    virtqueue_bad(vq, FAULT_INFLIGHT, id)
 
 cdef inline void chain_clear(chain_t* chain) noexcept nogil:
     chain.readable = 0

@@ -16,6 +16,7 @@ FAULTS = {
     FAULT_CALL_BLOCKED: "its call eventfd was made to block (value {})",
     FAULT_WATCH: "its kick eventfd cannot be watched (errno {})",
     FAULT_OVERCOMMIT: "a chain of more than {} descriptors is longer than the ring has room for",
+    FAULT_INFLIGHT: "its inflight region has no place for the chain called {}; it was damaged",
     FAULT_INDIRECT_MIXED: "descriptor {} of a chain is indirect, and the chain has others",
 }
 

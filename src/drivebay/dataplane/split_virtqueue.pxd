@@ -5,9 +5,10 @@ Reached through virtqueue, which describes each function; here is what a split r
 
 from libc.stdint cimport uint16_t, uint32_t
 
+from drivebay.dataplane.inflight cimport inflight_give, inflight_settle, inflight_take_split
 from drivebay.dataplane.ring cimport (
     FAULT_AVAIL_JUMP, FAULT_HEAD_RANGE, FAULT_HEAD_TWICE, POP_CHAIN, POP_EMPTY, chain_t, token_t,
-    virtqueue_bad, virtqueue_t,
+    virtqueue_bad, virtqueue_distrust, virtqueue_t,
 )
 from drivebay.memory.guest_memory cimport memtable_t
 from drivebay.memory.platform cimport (
@@ -36,11 +37,21 @@ cdef inline int split_pop(virtqueue_t* vq, token_t* token) noexcept nogil:
         return virtqueue_bad(vq, FAULT_HEAD_RANGE, token.id)
     if vq.busy[token.id]:
         return virtqueue_bad(vq, FAULT_HEAD_TWICE, token.id)
+    token.kept = 0
     return POP_CHAIN
 
+cdef inline void split_mark(virtqueue_t* vq, token_t* token) noexcept nogil:
+    token.entry = token.id
+    if inflight_take_split(&vq.inflight, token.id) < 0:
+        virtqueue_distrust(vq, token.id)
+
 cdef inline void split_take(virtqueue_t* vq, token_t* token) noexcept nogil:
-    vq.next_avail += 1
     vq.busy[token.id] = 1
+    if token.kept:
+        return
+    vq.next_avail += 1
+    if vq.inflight.split != NULL:
+        split_mark(vq, token)
 
 cdef inline void split_fill(
     virtqueue_t* vq, const token_t* token, uint32_t written
@@ -49,6 +60,8 @@ cdef inline void split_fill(
     vq.used.ring[vq.next_used & vq.mask].len = written
     vq.next_used += 1
     vq.busy[token.id] = 0
+    if vq.inflight.split != NULL:
+        inflight_give(&vq.inflight, token.entry)
 
 cdef inline uint16_t* split_used_event(virtqueue_t* vq) noexcept nogil:
     return &vq.avail.ring[vq.size]
@@ -65,6 +78,8 @@ cdef inline bint split_publish(virtqueue_t* vq) noexcept nogil:
         return False
     store_release_u16(&vq.used.idx, vq.next_used)
     vq.published = vq.next_used
+    if vq.inflight.split != NULL:
+        inflight_settle(&vq.inflight, vq.next_used)
     fence_seq_cst()     # the new index is visible before the driver's wish is read
     if vq.event_idx:
         return (<uint16_t>(vq.next_used - load_relaxed_u16(split_used_event(vq)) - 1)

@@ -7,9 +7,11 @@ once a poll. A chain that was taken must be filled, exactly once.
 
 from libc.stdint cimport uint16_t, uint32_t, uint64_t
 
+from drivebay.dataplane.dirty_log cimport dirty_log_host, dirty_log_t
+from drivebay.dataplane.inflight cimport recovered_t
 from drivebay.dataplane.packed_virtqueue cimport (
     packed_arm, packed_disarm, packed_fill, packed_look, packed_off_wrap, packed_pop,
-    packed_publish, packed_set_base, packed_take, packed_walk,
+    packed_publish, packed_set_base, packed_take, packed_walk, packed_walk_again,
 )
 from drivebay.dataplane.ring cimport chain_t, token_t, virtqueue_t
 from drivebay.dataplane.split_virtqueue cimport (
@@ -19,7 +21,7 @@ from drivebay.dataplane.split_virtqueue cimport (
 from drivebay.memory.guest_memory cimport memtable_t
 from drivebay.memory.platform cimport load_relaxed_u16
 from drivebay.wire.virtio_ring cimport (
-    virtq_avail, virtq_desc, virtq_packed_desc, virtq_packed_event, virtq_used,
+    virtq_avail, virtq_desc, virtq_packed_desc, virtq_packed_event, virtq_used, virtq_used_elem,
 )
 
 cdef inline void virtqueue_bind(
@@ -76,6 +78,19 @@ cdef inline int virtqueue_walk(
         return packed_walk(vq, table, token, chain)
     return split_walk(vq, table, token.id, chain)
 
+cdef inline int virtqueue_walk_again(
+    virtqueue_t* vq, const memtable_t* table, const recovered_t* kept, token_t* token,
+    chain_t* chain
+) noexcept nogil:
+    """A chain that an earlier target took and did not answer; serve it as one that was popped."""
+    token.id = kept.id
+    token.count = kept.count
+    token.entry = kept.entry
+    token.kept = 1
+    if vq.packed:
+        return packed_walk_again(vq, table, kept, chain)
+    return split_walk(vq, table, kept.id, chain)
+
 cdef inline void virtqueue_take(virtqueue_t* vq, token_t* token) noexcept nogil:
     """It is ours now, until it is filled."""
     if vq.packed:
@@ -115,3 +130,14 @@ cdef inline void virtqueue_prefetch(virtqueue_t* vq, uint16_t count) noexcept no
     """Bring the descriptors of the next chains near; in a packed ring look has. Bound: count."""
     if not vq.packed:
         split_prefetch(vq, count)
+
+cdef inline void virtqueue_log(
+    const virtqueue_t* vq, const dirty_log_t* log, const memtable_t* table
+) noexcept nogil:
+    """Mark the areas that we write to, whole: a migration that logs rings copies them anyway."""
+    if vq.packed:
+        dirty_log_host(log, table, vq.ring, vq.size * sizeof(virtq_packed_desc))
+        dirty_log_host(log, table, vq.device_event, sizeof(virtq_packed_event))
+    else:
+        dirty_log_host(log, table, vq.used, sizeof(virtq_used) + sizeof(uint16_t)
+                       + vq.size * sizeof(virtq_used_elem))
