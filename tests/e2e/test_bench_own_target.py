@@ -40,7 +40,12 @@ def file_socket(target: TargetProcess) -> str:
     return str(target.controller("vhost.file", "F0"))
 
 
-@pytest.mark.parametrize("disk", ["disk_socket", "file_socket"])
+@pytest.fixture(scope="module")
+def packed_socket(target: TargetProcess) -> str:
+    return str(target.controller("vhost.packed", "M0", packed_ring=True))
+
+
+@pytest.mark.parametrize("disk", ["disk_socket", "file_socket", "packed_socket"])
 @pytest.mark.parametrize("workload", [Workload.WRITE, Workload.RANDWRITE, Workload.RANDRW])
 def test_what_was_written_is_read_back(
     request: pytest.FixtureRequest, disk: str, workload: Workload
@@ -53,6 +58,28 @@ def test_what_was_written_is_read_back(
     assert not result.errors
     assert result.verified_blocks > 0
     assert result.flushes > 0
+
+
+@pytest.mark.parametrize("indirect", [True, False], ids=["indirect", "direct"])
+@pytest.mark.parametrize("interrupts", [True, False], ids=["sleeping", "polling"])
+def test_a_packed_ring_serves_every_kind_of_driver(
+    packed_socket: str, indirect: bool, interrupts: bool
+) -> None:
+    result = run_load(
+        LoadParams(
+            packed_socket,
+            Workload.RANDRW,
+            depth=256,
+            runtime_s=0.3,
+            verify=True,
+            indirect=indirect,
+            interrupts=interrupts,
+        )
+    )
+    assert result.packed
+    assert ("RING_INDIRECT_DESC" in result.features) is indirect
+    assert not result.failed
+    assert result.verified_blocks > 0
 
 
 @pytest.mark.parametrize(("block_bytes", "depth"), [(512, 256), (12 << 10, 7), (1 << 20, 4)])
