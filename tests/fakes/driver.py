@@ -356,7 +356,7 @@ class Session:
         wanted.add(F_RING_PACKED)
         mask = sum(1 << bit for bit in wanted - set(without))
         if offered >> vu.F_PROTOCOL_FEATURES & 1:
-            ours = sum(1 << bit for bit in vu.Protocol if bit != vu.Protocol.LOG_SHMFD)
+            ours = sum(1 << bit for bit in vu.Protocol)
             front.set_protocol_features(front.get_protocol_features() & ours)
             mask |= 1 << vu.F_PROTOCOL_FEATURES
         front.set_owner()

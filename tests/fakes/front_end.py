@@ -76,6 +76,7 @@ class Protocol(IntEnum):
 
 
 BACKEND_CONFIG_CHANGE = 2
+F_LOG_ALL = 26
 F_PROTOCOL_FEATURES = 30
 
 
@@ -299,6 +300,15 @@ class FrontEnd:
     def rem_mem_reg(self, region: GuestRegion) -> None:
         self.tell(Request.REM_MEM_REG, bytes(8) + region_bytes(region))
 
+    # ---- migration -------------------------------------------------------------------
+
+    def set_log_base(self, size: int, offset: int, fd: int) -> None:
+        """With LOG_SHMFD this has an answer, whose payload nobody defines."""
+        self.ask(Request.SET_LOG_BASE, struct.pack("=QQ", size, offset), [fd])
+
+    def set_log_fd(self, fd: int) -> None:
+        self.tell(Request.SET_LOG_FD, fds=[fd])
+
     # ---- rings -----------------------------------------------------------------------
 
     def _vring_state(self, request: Request, index: int, value: int) -> None:
@@ -320,8 +330,12 @@ class FrontEnd:
             raise AssertionError(f"asked for the base of ring {index}, got that of {echoed}")
         return int(base)
 
-    def set_vring_addr(self, index: int, desc: int, avail: int, used: int) -> None:
-        payload = struct.pack("=IIQQQQ", index, 0, desc, used, avail, 0)
+    def set_vring_addr(
+        self, index: int, desc: int, avail: int, used: int, log: int | None = None
+    ) -> None:
+        """``log``: the used ring's guest address; given, the ring's own writes are logged."""
+        flags = 0 if log is None else 1
+        payload = struct.pack("=IIQQQQ", index, flags, desc, used, avail, log or 0)
         self.tell(Request.SET_VRING_ADDR, payload)
 
     def _vring_fd(self, request: Request, index: int, fd: int | None) -> None:

@@ -156,6 +156,12 @@ class GuestMemory:
         """Give back what allocate() handed out."""
         self._release_range(guest_addr, guest_addr + max(length, 1))
 
+    def keep_below(self, guest_addr: int) -> None:
+        """Hand out nothing below this address any more."""
+        free, self._free = self._free, []
+        for start, end in free:
+            self._release_range(max(start, guest_addr), end)
+
     def _inside_one_region(self, place: int, length: int, align: int) -> int:
         for region in self.regions:
             here = max(place, -(-region.guest_addr // align) * align)

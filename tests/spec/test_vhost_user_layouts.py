@@ -54,6 +54,19 @@ def test_vring_addr() -> None:
     assert addr.pack() == payload
 
 
+def test_log() -> None:
+    """ "log size, log offset"."""
+    payload = struct.pack("=QQ", 0x512E, 0x0FF)
+    assert vu.LogArea.parse(payload) == vu.LogArea(size=0x512E, mmap_offset=0x0FF)
+    assert vu.LogArea(0x512E, 0x0FF).pack() == payload
+
+
+@pytest.mark.parametrize("flags", [0, 1, 2, 3])
+def test_the_log_flag_of_a_vring_is_bit_0(flags: int) -> None:
+    addr = vu.VringAddr.parse(struct.pack("=IIQQQQ", 0, flags, 0, 0, 0, 0))
+    assert addr.is_logged == bool(flags & 1)
+
+
 def test_vring_file() -> None:
     """ "Bits (0-7) of the payload contain the vring index. Bit 8 is the invalid FD flag." """
     assert vu.VringFile.parse(struct.pack("=Q", 255)) == vu.VringFile(255, True)

@@ -5,101 +5,23 @@ The front end and the driver are the pure-Python ones of tests/fakes.
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import os
-import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from drivebay.bdev.malloc import MallocBdev
-from drivebay.bdev.registry import BdevRegistry
-from drivebay.memory.guest_memory import install_sigbus_handler, mapped_regions
-from drivebay.reactor.mailbox import ControlMailbox
-from drivebay.reactor.reactor import Reactor
-from drivebay.vhost.controllers import Controllers
+from drivebay.memory.guest_memory import mapped_regions
 from tests.fakes.driver import F_FLUSH, Kind, Session, Status
 from tests.fakes.front_end import F_PROTOCOL_FEATURES, HEADER, VERSION, Protocol
-from tests.fakes.memory import MIB
+from tests.spec.whole_target import SECTORS, Target, serving_target
 from tests.unit.vhost_serving import more_fds_than, open_fds
-
-TIMEOUT_S = 30
-SECTORS = 4 * MIB // 512
-
-
-class Target:
-    """Reactors, a registry and controllers on a loop of their own, as in the real process."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.loop = asyncio.new_event_loop()
-        self.thread = threading.Thread(target=self.loop.run_forever)
-        self.thread.start()
-        self.run(self._start())
-
-    def run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(TIMEOUT_S)
-
-    async def _start(self) -> None:
-        self.mailbox = ControlMailbox()
-        self.loop.add_reader(self.mailbox.fileno(), self.mailbox.drain)
-        cores = sorted(os.sched_getaffinity(0))[:2]
-        self.reactors = [Reactor(core, self.mailbox) for core in cores]
-        for reactor in self.reactors:
-            reactor.start()
-        self.registry = BdevRegistry()
-        self.controllers = Controllers(self.directory, self.reactors, self.registry)
-        await self.registry.create("M0", None, lambda: MallocBdev("M0", None, 512, SECTORS))
-        await self.controllers.create_blk("vhost.0", "M0")
-
-    async def _stop(self) -> None:
-        await self.controllers.close()
-        await self.registry.close()
-        for reactor in self.reactors:
-            await reactor.stop()
-            await asyncio.to_thread(reactor.join)
-            reactor.close()
-        self.loop.remove_reader(self.mailbox.fileno())
-        await self.loop.shutdown_default_executor()
-
-    def stop(self) -> None:
-        self.run(self._stop())
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join()
-        self.loop.close()
-        # The fixture's value lives on for a while; the mailbox's descriptor shall not.
-        del self.mailbox, self.reactors, self.registry, self.controllers
-
-    def until_empty(self) -> None:
-        async def watch() -> None:
-            async with asyncio.timeout(TIMEOUT_S):
-                while any(controller.sessions for controller in self.controllers):
-                    await asyncio.sleep(0.005)
-
-        self.run(watch())
-
-    @property
-    def socket(self) -> Path:
-        return self.directory / "vhost.0"
-
-    async def describe(self) -> dict[str, Any]:
-        return self.controllers.get("vhost.0").describe()
 
 
 @pytest.fixture
 def target(tmp_path: Path) -> Iterator[Target]:
-    install_sigbus_handler()
-    gc.collect()
-    before = open_fds()
-    running = Target(tmp_path)
-    yield running
-    running.stop()
-    assert mapped_regions() == 0
-    assert not more_fds_than(before)
-    assert list(tmp_path.iterdir()) == []
+    with serving_target(tmp_path) as running:
+        yield running
 
 
 def pattern(number: int, length: int = 4096) -> bytes:

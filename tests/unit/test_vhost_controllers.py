@@ -122,7 +122,7 @@ def test_features_follow_the_bdev(
 ) -> None:
     serving.create("vhost.f", dev_name, readonly=readonly)
     with serving.connect("vhost.f") as front:
-        assert bits(front.get_features()) == ALWAYS | more | {30}
+        assert bits(front.get_features()) == ALWAYS | more | {26, 30}
 
 
 def test_the_configuration_is_in_sectors_whatever_the_block_size(serving: Serving) -> None:

@@ -21,6 +21,7 @@ from tests.fakes.memory import GuestMemory
 from tests.unit.vhost_serving import (
     ALL_PROTOCOL,
     BIT_30,
+    LOG_ALL,
     VERSION_1,
     Serving,
     more_fds_than,
@@ -79,6 +80,7 @@ class Speaker:
                 Request.SET_FEATURES,
                 Request.SET_STATUS,
                 Request.SET_CONFIG,
+                Request.SET_LOG_BASE,
             )
         )
 
@@ -94,7 +96,12 @@ class Speaker:
                 where = [base, base + 0x2000, base + 0x1000]
                 if self.chance(8):
                     where[number] = edge(EDGES_64)
-                return struct.pack("=IIQQQQ", number, 0, *where, 0), []
+                return struct.pack("=IIQQQQ", number, edge((0, 0, 1, 3)), *where, 0), []
+            case Request.SET_LOG_BASE:
+                area = [self.memory.regions[0].size, 0]
+                if self.chance(8):
+                    area[number % 2] = edge(EDGES_64)
+                return struct.pack("=QQ", *area), [self.memory.regions[0].fd]
             case Request.SET_MEM_TABLE:
                 count = edge((0, 1, 2, 2, 2, 2, 3))
                 regions = [self.region(i % 2) for i in range(count)]
@@ -104,7 +111,8 @@ class Speaker:
                 which = number % 2
                 return bytes(8) + self.region(which), [self.memory.regions[which].fd]
             case Request.SET_FEATURES:
-                return struct.pack("=Q", VERSION_1 | BIT_30 if not self.chance(8) else 0), []
+                likely = VERSION_1 | BIT_30 | edge((0, LOG_ALL))
+                return struct.pack("=Q", likely if not self.chance(8) else 0), []
             case Request.GET_CONFIG | Request.SET_CONFIG:
                 if self.chance(8):
                     return struct.pack("=III", edge(EDGES), edge(EDGES), 0) + bytes(8), []

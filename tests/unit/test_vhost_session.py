@@ -99,7 +99,7 @@ def test_a_broken_message_ends_its_session_with_one_sentence(
     assert sentence in text
 
 
-@pytest.mark.parametrize("request_", [99, Request.SET_LOG_BASE, Request.SET_VRING_KICK])
+@pytest.mark.parametrize("request_", [99, 20, Request.SET_VRING_KICK])
 def test_need_reply_is_answered_non_zero_before_the_end(
     serving: Serving, bystander: FrontEnd, request_: int
 ) -> None:

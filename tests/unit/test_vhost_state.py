@@ -77,9 +77,9 @@ def test_what_is_not_served_is_refused_by_name(request_: Request) -> None:
         lookup(State.READY, Header(request_, False, 8), ALL)
 
 
-def test_migration_and_recovery_are_neither_offered_nor_served() -> None:
-    assert not ALL & (ProtocolFeature.LOG_SHMFD | ProtocolFeature.INFLIGHT_SHMFD)
-    for request in (Request.SET_LOG_BASE, Request.SET_LOG_FD, Request.GET_INFLIGHT_FD):
+def test_recovery_and_post_copy_are_neither_offered_nor_served() -> None:
+    assert not ALL & (ProtocolFeature.INFLIGHT_SHMFD | ProtocolFeature.PAGEFAULT)
+    for request in (Request.GET_INFLIGHT_FD, Request.POSTCOPY_ADVISE, Request.POSTCOPY_LISTEN):
         assert request not in TABLE
 
 
@@ -135,5 +135,7 @@ def test_only_messages_that_take_descriptors_say_so() -> None:
         Request.SET_VRING_KICK,
         Request.SET_VRING_CALL,
         Request.SET_VRING_ERR,
+        Request.SET_LOG_BASE,
+        Request.SET_LOG_FD,
         Request.SET_BACKEND_REQ_FD,
     }

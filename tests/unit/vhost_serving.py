@@ -20,6 +20,7 @@ from drivebay.vhost.blk_controller import BlkController
 from drivebay.vhost.controllers import Controllers
 from tests.fakes.dataplane import FakeBdev, FakeChannel, FakePlane, FakeQueue, FakeReactor
 from tests.fakes.front_end import (
+    F_LOG_ALL,
     F_PROTOCOL_FEATURES,
     FrontEnd,
     HungUp,
@@ -30,6 +31,7 @@ from tests.fakes.memory import GuestMemory
 
 TIMEOUT_S = 20
 VERSION_1 = 1 << 32
+LOG_ALL = 1 << F_LOG_ALL
 BIT_30 = 1 << F_PROTOCOL_FEATURES
 FLUSH = 1 << 9
 CONFIG_WCE = 1 << 11
@@ -37,6 +39,7 @@ ALL_PROTOCOL = sum(
     1 << bit
     for bit in (
         Protocol.MQ,
+        Protocol.LOG_SHMFD,
         Protocol.REPLY_ACK,
         Protocol.BACKEND_REQ,
         Protocol.CONFIG,

@@ -350,8 +350,9 @@ async def _or_end(session: Session, change: Awaitable[None]) -> None:
 
 
 def _describe_session(session: Session) -> dict[str, Any]:
+    """``migrating`` is there only while the guest's memory is copied elsewhere."""
     started = session.rings.started
-    return {
+    shown = {
         "vid": session.vid,
         "id": session.id,
         "name": session.name,
@@ -359,3 +360,4 @@ def _describe_session(session: Session) -> dict[str, Any]:
         "max_queues": started,
         "inflight_task_cnt": session.rings.inflight,
     }
+    return {**shown, "migrating": True} if started and session.migrating else shown

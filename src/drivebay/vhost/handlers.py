@@ -8,13 +8,14 @@ and returns the payload of the answer if the message has one of its own.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, Protocol
 
 from drivebay.errors import DrivebayError, PeerError
 from drivebay.memory.guest_memory import Region
 from drivebay.vhost.backend_channel import BackendChannel
 from drivebay.vhost.descriptors import Received, check_eventfd, take_stream_socket
+from drivebay.vhost.migration import Migration
 from drivebay.vhost.ring import Coalescing, DeviceTerms, Ring
 from drivebay.vhost.rings import Disk, Rings
 from drivebay.vhost.state import OFFERED_PROTOCOL_FEATURES
@@ -22,8 +23,10 @@ from drivebay.wire.vhost_user import (
     MAX_CONFIG_BYTES,
     MAX_QUEUES,
     MIGRATION_CONFIG,
+    VHOST_F_LOG_ALL,
     VHOST_USER_F_PROTOCOL_FEATURES,
     ConfigAccess,
+    LogArea,
     MemoryRegion,
     ProtocolFeature,
     Request,
@@ -42,6 +45,8 @@ __all__ = ["HANDLERS", "MAX_MEM_SLOTS", "Device", "Handlers", "Refused"]
 
 MAX_MEM_SLOTS: Final = 32
 STATUS_NEEDS_RESET: Final = 0x40  # virtio 1.3 §2.1
+# What a session offers besides the device's own features.
+SESSION_FEATURES: Final = 1 << VHOST_F_LOG_ALL | 1 << VHOST_USER_F_PROTOCOL_FEATURES
 SERIAL_BYTES: Final = 20
 
 
@@ -82,7 +87,8 @@ class Handlers:
         self.features: int | None = None
         self.protocol = ProtocolFeature(0)
         self.backend: BackendChannel | None = None
-        self.rings: Rings  # set by the session, which the rings report to
+        self.rings: Rings  # set by the session, which these two report to
+        self.migration: Migration
         self._device = device
         self._name = session_name
         self._status = 0
@@ -105,21 +111,26 @@ class Handlers:
     # Negotiation ------------------------------------------------------------------------
 
     async def _get_features(self, _payload: bytes, _fds: Received) -> bytes:
-        return pack_u64(self._device.features() | 1 << VHOST_USER_F_PROTOCOL_FEATURES)
+        return pack_u64(self._device.features() | SESSION_FEATURES)
 
     async def _set_features(self, payload: bytes, _fds: Received) -> None:
         features = parse_u64(payload)
-        never_offered = features & ~(self._device.features() | 1 << VHOST_USER_F_PROTOCOL_FEATURES)
+        never_offered = features & ~(self._device.features() | SESSION_FEATURES)
         if never_offered:
             raise PeerError(
                 f"SET_FEATURES with {feature_names(never_offered)}, which were not offered"
             )
-        if self.rings.started and features != self.features:
+        changed = (features ^ (self.features or 0)) & ~(1 << VHOST_F_LOG_ALL)
+        if self.rings.started and changed:
             raise PeerError(
-                f"SET_FEATURES changes {feature_names(features ^ (self.features or 0))} while "
-                "rings are started"
+                f"SET_FEATURES changes {feature_names(changed)} while rings are started"
             )
+        running = self.rings.started > 0
         self.features = features
+        await self.migration.set_logging(bool(features >> VHOST_F_LOG_ALL & 1))
+        # A migration switches logging by this message, which must not enable a ring again.
+        if running:
+            return
         if not features >> VHOST_USER_F_PROTOCOL_FEATURES & 1:
             await self.rings.enable_all()
 
@@ -145,6 +156,7 @@ class Handlers:
         # The cache mode stays: virtio 1.3 §5.2.5 leaves it open, and the front end, which
         # answers the guest from a copy of its own, does not set it again after a reset.
         await self.rings.reset()
+        await self.migration.set_logging(False)
         self.features = None
         self._status = 0
 
@@ -166,7 +178,7 @@ class Handlers:
     async def _set_mem_table(self, payload: bytes, fds: Received) -> None:
         told = parse_mem_table(payload)
         regions = [_mapped(region, fd) for region, fd in zip(told, fds.borrow(), strict=True)]
-        await self.rings.switch_memory(regions, "to change its memory (SET_MEM_TABLE)")
+        await self._switch_memory(regions, "to change its memory (SET_MEM_TABLE)")
 
     async def _get_max_mem_slots(self, _payload: bytes, _fds: Received) -> bytes:
         return pack_u64(MAX_MEM_SLOTS)
@@ -177,7 +189,7 @@ class Handlers:
             raise PeerError(f"ADD_MEM_REG, but all {MAX_MEM_SLOTS} memory slots are taken")
         (fd,) = fds.borrow()
         added = _mapped(parse_single_region(payload), fd)
-        await self.rings.switch_memory([*regions, added], "to add memory (ADD_MEM_REG)")
+        await self._switch_memory([*regions, added], "to add memory (ADD_MEM_REG)")
 
     async def _rem_mem_reg(self, payload: bytes, _fds: Received) -> None:
         gone = parse_single_region(payload)
@@ -188,7 +200,25 @@ class Handlers:
                 f"REM_MEM_REG of {gone.size} bytes at guest address {gone.guest_addr:#x}: "
                 "there is no such region"
             )
-        await self.rings.switch_memory(left, "to remove memory (REM_MEM_REG)")
+        await self._switch_memory(left, "to remove memory (REM_MEM_REG)")
+
+    async def _switch_memory(self, regions: Sequence[Region], why: str) -> None:
+        if self.rings.started:
+            self.migration.require_room_for(regions)
+        await self.rings.switch_memory(regions, why)
+
+    # Migration --------------------------------------------------------------------------
+
+    async def _set_log_base(self, payload: bytes, fds: Received) -> bytes:
+        """The document gives the answer no content; others send this much."""
+        (fd,) = fds.borrow()
+        await self.migration.take_log(LogArea.parse(payload), fd)
+        return pack_u64(0)
+
+    async def _set_log_fd(self, _payload: bytes, fds: Received) -> None:
+        """An eventfd that we *may* ring when the log changes: a wake-up for each mark is none
+        that a front end wants, so it is closed again."""
+        check_eventfd(fds.borrow()[0], "the log descriptor")
 
     # Rings ------------------------------------------------------------------------------
 
@@ -202,6 +232,7 @@ class Handlers:
         addr = VringAddr.parse(payload)
         ring = self.rings[addr.index]
         ring.set_addr(addr)
+        await self.rings.logging_changed([ring])
         await self._start_if_complete(ring)
 
     async def _set_vring_base(self, payload: bytes, _fds: Received) -> None:
@@ -328,6 +359,8 @@ HANDLERS: Final[dict[Request, Handler]] = {
     Request.GET_MAX_MEM_SLOTS: Handlers._get_max_mem_slots,
     Request.ADD_MEM_REG: Handlers._add_mem_reg,
     Request.REM_MEM_REG: Handlers._rem_mem_reg,
+    Request.SET_LOG_BASE: Handlers._set_log_base,
+    Request.SET_LOG_FD: Handlers._set_log_fd,
     Request.SET_VRING_NUM: Handlers._set_vring_num,
     Request.SET_VRING_ADDR: Handlers._set_vring_addr,
     Request.SET_VRING_BASE: Handlers._set_vring_base,

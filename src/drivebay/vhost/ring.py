@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from drivebay.bdev.base import Channel
 from drivebay.dataplane.blk_queue import BlkQueue, ring_areas
+from drivebay.dataplane.dirty_log import DirtyLog
 from drivebay.errors import PeerError
 from drivebay.memory.guest_memory import MemoryTable
 from drivebay.reactor.mailbox import Answer
@@ -117,6 +118,16 @@ class Ring:
                 )
         self.addr = addr
 
+    def log_to(self, log: DirtyLog | None) -> list[Answer]:
+        """Mark what is written in ``log``, and the ring's own writes if SET_VRING_ADDR says so.
+
+        The ring is marked where it lies in guest memory; the address to log it at, which a
+        front end says besides, differs only behind an IOMMU, and none is served.
+        """
+        if self.queue is None or self.addr is None:
+            return []
+        return [self.queue.set_log(log, self.addr.is_logged)]
+
     def replace_fd(self, role: str, fd: int) -> None:
         """Own ``fd`` as "kick", "call" or "err"; -1 for none. The former one is retired."""
         self._retired.append(self._fds[role])
@@ -145,6 +156,7 @@ class Ring:
         table: MemoryTable,
         terms: DeviceTerms,
         on_broken: Callable[[BlkQueue], None],
+        log: DirtyLog | None,
     ) -> list[Answer]:
         """Bind the ring and serve it on the channel's reactor. Raises: PeerError."""
         assert self.queue is None
@@ -167,7 +179,7 @@ class Ring:
         self.queue = queue
         self.reactor = channel.reactor
         queue.set_coalescing(*terms.coalescing)
-        return [queue.set_enabled(self.enabled), queue.start(**self._fds)]
+        return [*self.log_to(log), queue.set_enabled(self.enabled), queue.start(**self._fds)]
 
     def set_enabled(self, enabled: bool) -> list[Answer]:
         """SET_VRING_ENABLE."""

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from drivebay.bdev.base import Channel
 from drivebay.dataplane.blk_queue import BlkQueue
+from drivebay.dataplane.dirty_log import DirtyLog
 from drivebay.errors import PeerError
 from drivebay.memory.guest_memory import MemoryTable, Region
 from drivebay.reactor.mailbox import Answer
@@ -62,6 +63,7 @@ class Rings:
         self._channels: dict[Reactor, Channel] = {}
         self._table: MemoryTable | None = None
         self._tables: list[MemoryTable] = []
+        self._log: DirtyLog | None = None
 
     def __getitem__(self, index: int) -> Ring:
         ring = self._rings.get(index)
@@ -115,7 +117,8 @@ class Rings:
         def on_broken(queue: BlkQueue) -> None:
             self._on_ring_broken(ring, queue.broken or "unknown cause")
 
-        await self._wait(ring.start(channel, table, self._terms(), on_broken), "to start a queue")
+        answers = ring.start(channel, table, self._terms(), on_broken, self._log)
+        await self._wait(answers, "to start a queue")
 
     async def stop(self, rings: Sequence[Ring], why: str) -> None:
         """Stop these and wait until nothing of them is in flight."""
@@ -189,6 +192,18 @@ class Rings:
         used = {ring.reactor for ring in self if ring.queue is not None}
         for reactor in [reactor for reactor in self._channels if reactor not in used]:
             await self._disk.close_channel(self._channels.pop(reactor))
+
+    # Migration --------------------------------------------------------------------------
+
+    async def log_to(self, log: DirtyLog | None) -> None:
+        """Mark what is written in this log from now on; done when no queue uses the former."""
+        self._log = log
+        await self.logging_changed(list(self))
+
+    async def logging_changed(self, rings: Sequence[Ring]) -> None:
+        """Tell their queues what to mark, and where."""
+        answers = [answer for ring in rings for answer in ring.log_to(self._log)]
+        await self._wait(answers, "to change its dirty log")
 
     # Guest memory -----------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from drivebay.reactor.mailbox import Answer
 from drivebay.vhost.connection import Connection, HungUp
 from drivebay.vhost.descriptors import Received
 from drivebay.vhost.handlers import HANDLERS, Device, Handlers, Refused
+from drivebay.vhost.migration import Migration
 from drivebay.vhost.ring import Coalescing, Ring
 from drivebay.vhost.rings import Rings
 from drivebay.vhost.state import State, check_fds, has_own_reply, lookup, settle
@@ -64,6 +65,7 @@ class Session:
             self._ring_suspended,
         )
         self._handlers.rings = self.rings
+        self._migration = self._handlers.migration = Migration(self.rings, self._log_broken)
 
     # Life -------------------------------------------------------------------------------
 
@@ -87,6 +89,7 @@ class Session:
             self.ended.set()
             async with self._changing:
                 await self.rings.drain(self._wait_to_the_end)
+                await self._migration.close()
 
     def end(self, reason: str) -> None:
         """Make run() come to its end soon."""
@@ -188,6 +191,9 @@ class Session:
     def _memory_broken(self) -> None:
         self.end("its guest memory was truncated while it was in use")
 
+    def _log_broken(self) -> None:
+        self.end("its dirty log was truncated while it was in use")
+
     def _ring_suspended(self, ring: Ring) -> None:
         self._device.note(
             f"session '{self.name}': queue {ring.index} is suspended until its memory is back"
@@ -199,6 +205,11 @@ class Session:
     def connected(self) -> bool:
         """False as soon as the front end is gone, even if nothing of that was read yet."""
         return not self.ended.is_set() and not self._connection.hung_up()
+
+    @property
+    def migrating(self) -> bool:
+        """Whether what is written into the guest's memory is marked in a dirty log."""
+        return self._migration.active
 
     def config_changed(self) -> None:
         """Tell the front end, if it opened a channel for that."""

@@ -14,8 +14,8 @@ The states follow from two facts about a session:
 A ring has two switches of its own (ring.py): *started*, from SET_VRING_KICK to
 GET_VRING_BASE, and *enabled*. It is served while both are on.
 
-A message to be served later is a row to add: SET_LOG_BASE and SET_LOG_FD with
-the dirty log, GET_INFLIGHT_FD and SET_INFLIGHT_FD with request recovery.
+A message to be served later is a row to add: GET_INFLIGHT_FD and SET_INFLIGHT_FD
+with request recovery.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ __all__ = [
 
 OFFERED_PROTOCOL_FEATURES: Final = (
     ProtocolFeature.MQ
+    | ProtocolFeature.LOG_SHMFD
     | ProtocolFeature.REPLY_ACK
     | ProtocolFeature.BACKEND_REQ
     | ProtocolFeature.CONFIG
@@ -61,7 +62,8 @@ OFFERED_PROTOCOL_FEATURES: Final = (
     | ProtocolFeature.STATUS
 )
 NO_FEATURE: Final = ProtocolFeature(0)
-# BACKEND_SEND_FD is not among them: no message that we send carries a descriptor.
+# BACKEND_SEND_FD is not among them: no message that we send carries a descriptor. PAGEFAULT
+# neither: a reactor that waits for a page of a post-copy migration would hold up everybody.
 
 
 class State(Enum):
@@ -147,6 +149,7 @@ _MEM_TABLE: Final = (
     MEM_TABLE_HEADER_BYTES + MAX_TABLE_REGIONS * MEM_REGION_BYTES,
 )
 _CONFIG: Final = (12, 12 + MAX_CONFIG_BYTES)
+_LOG: Final = 16
 _P = ProtocolFeature
 _R = Request
 
@@ -170,6 +173,9 @@ TABLE: Final[Mapping[Request, Row]] = MappingProxyType(
         _R.ADD_MEM_REG: _row(_STAYS, _SINGLE_REGION, fds=Fds.ONE, needs=_P.CONFIGURE_MEM_SLOTS),
         # Older front ends send the region's descriptor once more; it is closed unused.
         _R.REM_MEM_REG: _row(_STAYS, _SINGLE_REGION, needs=_P.CONFIGURE_MEM_SLOTS),
+        # Migration
+        _R.SET_LOG_BASE: _row(_STAYS, _LOG, fds=Fds.ONE, needs=_P.LOG_SHMFD, replies=True),
+        _R.SET_LOG_FD: _row(_STAYS, fds=Fds.ONE),
         # Rings
         _R.SET_VRING_NUM: _row(_STAYS, _VRING_STATE, stopped_ring=True),
         _R.SET_VRING_ADDR: _row(_BRINGS_ADDRESSES, _VRING_ADDR),

@@ -29,10 +29,12 @@ __all__ = [
     "NO_FD",
     "VHOST_F_LOG_ALL",
     "VHOST_USER_F_PROTOCOL_FEATURES",
+    "VHOST_VRING_F_LOG",
     "BackendRequest",
     "ConfigAccess",
     "Header",
     "HeaderFlag",
+    "LogArea",
     "MemoryRegion",
     "ProtocolFeature",
     "Request",
@@ -63,6 +65,9 @@ MEM_REGION_BYTES: Final = 32
 VHOST_F_LOG_ALL: Final = 26
 VHOST_USER_F_PROTOCOL_FEATURES: Final = 30
 
+# A bit of the flags of a vring address.
+VHOST_VRING_F_LOG: Final = 0
+
 # The flags word of a config access: who writes, and why.
 FRONT_END_CONFIG: Final = 0
 MIGRATION_CONFIG: Final = 1
@@ -73,6 +78,7 @@ _VRING_STATE: Final = struct.Struct("=II")
 _VRING_ADDR: Final = struct.Struct("=IIQQQQ")
 _REGION_COUNT: Final = struct.Struct("=II")
 _REGION: Final = struct.Struct("=QQQQ")
+_LOG: Final = struct.Struct("=QQ")
 _CONFIG: Final = struct.Struct("=III")
 
 
@@ -245,7 +251,8 @@ class VringState:
 class VringAddr:
     """``struct vhost_vring_addr { u32 index, flags; u64 desc, used, avail, log; }``
 
-    "A vring address description": the three are user addresses of the front end.
+    "A vring address description": the three are user addresses of the front end, ``log``
+    is the used ring's guest address.
     """
 
     index: int
@@ -259,6 +266,10 @@ class VringAddr:
     def parse(cls, payload: bytes) -> VringAddr:
         index, *rest = _unpack(_VRING_ADDR, payload, "a vring address")
         return cls(_checked_index(index), *rest)
+
+    @property
+    def is_logged(self) -> bool:
+        return bool(self.flags >> VHOST_VRING_F_LOG & 1)
 
     def pack(self) -> bytes:
         return _VRING_ADDR.pack(self.index, self.flags, self.desc, self.used, self.avail, self.log)
@@ -340,6 +351,25 @@ def parse_single_region(payload: bytes) -> MemoryRegion:
 
 def pack_single_region(region: MemoryRegion) -> bytes:
     return bytes(8) + region.pack()
+
+
+@dataclass(frozen=True, slots=True)
+class LogArea:
+    """ "Log description": ``struct { u64 mmap_size, mmap_offset; }``
+
+    Whether they end behind their file, or wrap, is for whoever maps them to say
+    (dataplane.dirty_log).
+    """
+
+    size: int
+    mmap_offset: int
+
+    @classmethod
+    def parse(cls, payload: bytes) -> LogArea:
+        return cls(*_unpack(_LOG, payload, "a log description"))
+
+    def pack(self) -> bytes:
+        return _LOG.pack(self.size, self.mmap_offset)
 
 
 @dataclass(frozen=True, slots=True)
