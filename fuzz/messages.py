@@ -34,7 +34,7 @@ from drivebay.vhost.controllers import Controllers
 from drivebay.vhost.session import Session
 from drivebay.vhost.state import OFFERED_PROTOCOL_FEATURES
 from fuzz.choices import Choices
-from fuzz.speech import AVAIL, DESC, RING_SIZE, Message, Offer, Props, Speech, message
+from fuzz.speech import AVAIL, DESC, DOOMED, RING_SIZE, Message, Offer, Props, Speech, message
 
 __all__ = ["Messages"]
 
@@ -229,8 +229,9 @@ class Conversation:
         """Reads of the disk on ring 0, all right but for what the guest did to it before."""
         memory = self.props.memory.regions[0].bytes
         count = 1 + self.choices.below(4)
+        data = self.choices.pick((0x9000, 0x9000, DOOMED))
         for slot in range(0, 3 * count, 3):
-            chain = ((0x8000, 16, 1), (0x9000, 512, 3), (0xA000, 1, 2))
+            chain = ((0x8000, 16, 1), (data, 512, 3), (0xA000, 1, 2))
             for n, (addr, length, flags) in enumerate(chain):
                 struct.pack_into("<QIHH", memory, DESC + 16 * (slot + n), addr, length, flags,
                                  slot + n + 1)  # fmt: skip

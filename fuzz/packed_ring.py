@@ -31,6 +31,7 @@ class PackedRing:
         self.taken = 0
         self.table = 0
         self.counts: dict[int, int] = {}
+        self.lied = False  # about which descriptors are the device's
         self.heads: list[tuple[int, int]] = []
         piece = choices.pick(guest.pieces)
         self.ring = piece.guest_addr + (-piece.guest_addr - piece.offset) % 16
@@ -87,17 +88,22 @@ class PackedRing:
         if choices.pick((False, False, True)):
             chain = [self._indirect(chain, choices)]
         self.taken += len(chain)
-        if self.taken > self.size and not choices.rarely(40):
-            return
+        if self.taken > self.size:
+            if not choices.rarely(40):
+                return
+            self.lied = True
         identity = self.next_id % self.size
         self.next_id += 1
         if choices.rarely(30):
             identity = choices.pick((self.size, 0xFFFF, 0, choices.number(2)))
         self.counts[identity] = len(chain)
         for place, buffer in enumerate(chain[: 2 * self.size]):
-            flags = buffer.flags | (F_NEXT if place < len(chain) - 1 else 0) | self._lap()
+            flags = buffer.flags & ~(F_AVAIL | F_USED) | self._lap()
+            if place < len(chain) - 1:
+                flags |= F_NEXT
             if choices.rarely(100):
                 flags ^= choices.pick((F_NEXT, F_AVAIL, F_USED, choices.number(2)))
+                self.lied = True
             at = self.ring + 16 * self.position
             entry = DESC.pack(buffer.addr, buffer.length, identity, flags & 0xFFFF)
             if place == 0:
@@ -132,6 +138,7 @@ class PackedRing:
     def publish(self, choices: Choices) -> None:
         """The flags of first descriptors, one after another: that is what the device looks at."""
         if choices.rarely(40):
+            self.lied = True
             self.heads.append((self.ring + 16 * choices.below(self.size) + 14, choices.number(2)))
         for at, flags in self.heads:
             self.guest.write(at, flags.to_bytes(2, "little"))
@@ -142,6 +149,7 @@ class PackedRing:
         """Anything anywhere in the ring."""
         part, length = choices.pick(self.spans())
         at = choices.number(2) % length
+        self.lied = True
         self.guest.write(part + at, choices.raw(choices.pick((1, 2, 4, 8))))
 
     def ask_for_calls(self, choices: Choices) -> None:
@@ -153,8 +161,11 @@ class PackedRing:
     def device_writes(self) -> list[tuple[int, int]] | None:
         """A superset of what it may write now, as (address, length).
 
-        None: it may write to descriptors by way of buffers, so nobody can tell.
+        None: nobody can tell. It may write to descriptors by way of buffers; and in a ring that
+        lied, what it takes for a descriptor may be a used element of its own.
         """
+        if self.lied:
+            return None
         ring = (self.ring, 16 * self.size)
         buffers: list[tuple[int, int]] = []
         tables = [ring]

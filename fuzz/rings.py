@@ -21,12 +21,15 @@ from drivebay.bdev.base import Bdev
 from drivebay.bdev.file import FileBdev
 from drivebay.bdev.malloc import MallocBdev
 from drivebay.dataplane.blk_queue import BlkQueue
+from drivebay.dataplane.dirty_log import DirtyLog
+from drivebay.dataplane.inflight import InflightRegion
 from drivebay.errors import PeerError
 from drivebay.memory.guest_memory import MemoryTable, Region, mapped_regions
 from fuzz.chains import make_chain
 from fuzz.choices import Choices
 from fuzz.guest import LAYOUTS, Guest
 from fuzz.packed_ring import PackedRing
+from fuzz.side_memory import InflightFile, LogFile
 from fuzz.split_ring import SplitRing
 from tests.fakes.driver import BlkDriver, EventPort
 from tests.fakes.stepped import Machine
@@ -50,6 +53,8 @@ class Bench:
         self.threaded = threaded
         self.guest = Guest()
         self.port = EventPort()
+        self.log = LogFile()
+        self.inflight = InflightFile()
         self.disks: list[Bdev] = [MallocBdev("Fuzzed", None, 512, DISK_BYTES // 512)]
         path = folder / f"disk-{threaded}"
         path.write_bytes(bytes(DISK_BYTES))
@@ -75,6 +80,8 @@ class Bench:
             disk.close()
         self.machine.close()
         self.port.close()
+        self.log.close()
+        self.inflight.close()
         self.guest.close()
 
 
@@ -136,6 +143,11 @@ class Life:
         self.size = choices.pick(SIZES)
         self.base = self.kind.first_base(choices, self.size)
         self.tables: list[MemoryTable] = []
+        self.log: DirtyLog | None = None
+        self.logs_rings = False
+        self.region: InflightRegion | None = None
+        self.region_lies = False
+        self.over = False
         self.broken: list[BlkQueue] = []
         self.given: list[tuple[int, int]] | None = []  # what the device may write; None: anything
         self.seen = {f"size {self.size}", f"features {self.features:x}"}
@@ -146,6 +158,7 @@ class Life:
         self.ring = self.kind(self.guest, self.choices, self.size, self.base)
         try:
             self.table = self.new_table()
+            self.make_region()
             self.queue = self.start(self.ring, self.base)
         except PeerError as error:
             self.note(str(error))
@@ -155,14 +168,18 @@ class Life:
         finally:
             for table in self.tables:
                 table.release()
+            if self.log is not None:
+                self.log.release()
+            self.release_region()
         return self.seen
 
     def use_and_stop(self) -> None:
         for _ in range(1 + self.choices.below(8)):
             self.round()
-            if self.choices.left == 0:
+            if self.choices.left == 0 or self.over:
                 break
-        self.stop()
+        if not self.over:
+            self.stop()
 
     def stop(self) -> None:
         before = self.guest.snapshot()
@@ -174,7 +191,8 @@ class Life:
 
     def give(self) -> None:
         """Note what the device may write from here on. Requests in flight keep theirs."""
-        now = None if self.bench.threaded else self.ring.device_writes()
+        anything = self.bench.threaded or self.region_lies
+        now = None if anything else self.ring.device_writes()
         if now is None or self.given is None:
             self.given = None
         else:
@@ -208,7 +226,7 @@ class Life:
             write_through=self.choices.rarely(4),
             serial=b"fuzzed",
             on_broken=self.broken.append,
-            inflight=None,
+            inflight=self.region.queue(0) if self.region is not None else None,
         )
         port = self.bench.port
         self.machine.settle(queue.start(port.kick_fd, port.call_fd, port.err_fd))
@@ -225,7 +243,11 @@ class Life:
         self.ring.publish(choices)
         for _ in range(choices.pick((0, 0, 0, 1, 4))):
             self.ring.scramble(choices)
+        if self.region is not None and choices.rarely(12):
+            self.bench.inflight.scramble(choices)
+            self.region_lies = True
         self.ring.ask_for_calls(choices)
+        self.give()  # control's questions let the device work, too
         self.act()
         before = self.guest.snapshot()
         self.give()
@@ -254,12 +276,78 @@ class Life:
                 self.machine.settle(self.queue.set_write_through(self.choices.rarely(2)))
             case 19:
                 self.restart()
+            case 14 | 13:
+                self.change_log()
+            case 12:
+                self.die_and_come_back()
+
+    def change_log(self) -> None:
+        """A migration begins, or ends, or gets another log."""
+        old, self.log = self.log, None
+        self.machine.settle(self.queue.set_log(None, False))
+        if old is not None:
+            self.bench.log.expect_unchanged_outside()
+            old.release()
+            if self.choices.rarely(2):
+                return
+        try:
+            log = self.bench.log.make(self.choices)
+        except PeerError as error:
+            self.note(str(error))
+            return
+        self.logs_rings = self.choices.rarely(2)
+        self.machine.settle(self.queue.set_log(log, self.logs_rings))
+        self.log = log
+        self.seen.add("log")
+
+    def make_region(self) -> None:
+        """An inflight region for some; perhaps an earlier target left nonsense in it."""
+        if not self.choices.rarely(4):
+            return
+        packed = self.kind is PackedRing
+        self.region = self.bench.inflight.make(self.choices, self.size, packed)
+        self.seen.add(f"inflight region, packed {packed}")
+        if self.choices.rarely(3):
+            self.bench.inflight.scramble(self.choices)
+            self.region_lies = True
+
+    def release_region(self) -> None:
+        if self.region is not None:
+            self.region.release()
+            self.region = None
+
+    def die_and_come_back(self) -> None:
+        """A new target finds the memory as it was when the old one was killed."""
+        if self.bench.threaded:
+            return
+        guest, inflight = bytes(self.guest.bytes), bytes(self.bench.inflight.bytes)
+        self.stop()
+        self.guest.bytes[:], self.bench.inflight.bytes[:] = guest, inflight
+        if self.region is not None and self.choices.rarely(4):
+            self.bench.inflight.scramble(self.choices)
+            self.region_lies = True
+        if self.kind is PackedRing:
+            self.region_lies = True  # its chains need not stand in the ring any more
+        self.seen.add("killed")
+        self.start_again()
 
     def restart(self) -> None:
         """Stop it wherever it is, and start again there."""
         self.stop()
-        self.queue = self.start(self.ring, self.base)
         self.seen.add("restart")
+        self.start_again()
+
+    def start_again(self) -> None:
+        """Where it stopped, or where its inflight region says; that may be refused."""
+        self.give()
+        try:
+            self.queue = self.start(self.ring, self.base)
+        except PeerError as error:
+            self.note(str(error))
+            self.over = True
+            return
+        if self.log is not None:
+            self.machine.settle(self.queue.set_log(self.log, self.logs_rings))
 
     def write_under_its_hands(self) -> None:
         """Bound: as long as it takes; the reactor's thread polls meanwhile."""
@@ -279,12 +367,25 @@ class Life:
         if allowed is None:  # nobody can tell what it was given, but its regions are known
             allowed = self.guest.all_of_it()
             self.seen.add("self-written")
+        self.expect_logged(before)
+        if self.region is not None:
+            self.bench.inflight.expect_unchanged_outside()
         changed = self.guest.changed_outside(before, allowed)
         if changed:
             raise AssertionError(
                 f"{len(changed)} bytes changed that the device was not given, the first at "
                 f"{changed[0]:#x} of the file; regions {self.guest.pieces}"
             )
+
+    def expect_logged(self, before: bytearray) -> None:
+        """Whatever the device changed is marked; nobody else wrote on the stepped bench."""
+        if self.log is None:
+            return
+        self.bench.log.expect_unchanged_outside()
+        if not self.bench.threaded:
+            free = [] if self.logs_rings else self.ring.spans()
+            changed = self.guest.changed_outside(bytearray(before), free)
+            self.bench.log.expect_marked(self.guest, changed, self.log)
 
     def look(self) -> None:
         counters = self.queue.counters()
@@ -311,6 +412,7 @@ class Life:
 
     def expect_a_good_queue_serves(self) -> None:
         self.guest.reset(self.guest.pieces)
+        self.release_region()
         behave = Choices(b"")
         ring = self.kind(self.guest, behave, self.size, self.base)
         self.readonly = False

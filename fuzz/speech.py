@@ -17,15 +17,17 @@ from fuzz.choices import Choices
 from tests.fakes.front_end import HEADER, Protocol, Request
 from tests.fakes.memory import PAGE, GuestMemory, Layout
 
-__all__ = ["Message", "Offer", "Props", "Speech"]
+__all__ = ["DOOMED", "Message", "Offer", "Props", "Speech"]
 
 BIT_30, LOG_ALL, PACKED = 1 << 30, 1 << 26, 1 << 34
 INDIRECT_AND_EVENT = 3 << 28
 GET_INFLIGHT_FD, SET_INFLIGHT_FD, SET_LOG_BASE, SET_LOG_FD = 31, 32, 6, 7
-WITHOUT = (0, 0, Protocol.REPLY_ACK, Protocol.CONFIGURE_MEM_SLOTS, Protocol.LOG_SHMFD, 12)
+INFLIGHT_SHMFD = 12
+WITHOUT = (0, Protocol.REPLY_ACK, 0, Protocol.CONFIGURE_MEM_SLOTS, Protocol.LOG_SHMFD)
 RING_SIZE = 16
 DESC, AVAIL, USED = 0x1000, 0x2000, 0x3000  # in each region
 RING_STRIDE = 0x4000
+DOOMED = 2 << 32  # the guest address of a region whose file may be truncated
 QUEUES = 3
 RING_MAKERS = 11  # those about rings and memory, which end a session least often
 U64 = struct.Struct("=Q")
@@ -130,7 +132,21 @@ class Speech:
             Message(message(13, U64.pack(0)), [self.props.eventfds[1]]),
             Message(message(18, PAIR.pack(0, 1)), []),
         ]
-        return whole[: len(whole) - self.choices.pick((0, 0, 0, 0, 1, 3, 6, 8))]
+        whole = whole[: len(whole) - self.choices.pick((0, 0, 0, 0, 1, 3, 6, 8))]
+        if self.choices.rarely(2):  # before the rings start
+            whole[3:3] = self._side_memory()
+        return whole
+
+    def _side_memory(self) -> list[Message]:
+        """An inflight region and a dirty log, as far as they are offered."""
+        shared = [self.props.shared]
+        said = []
+        if self.offer.protocol >> INFLIGHT_SHMFD & 1:
+            region = struct.pack("=QQHHI", 0x4000, 0x1000, QUEUES, RING_SIZE, 0)
+            said.append(Message(message(SET_INFLIGHT_FD, region), shared))
+        if self.offer.protocol >> Protocol.LOG_SHMFD & 1:
+            said.append(Message(message(SET_LOG_BASE, struct.pack("=QQ", 0x4000, 0x8000)), shared))
+        return said
 
     def next(self) -> Message:
         choices = self.choices
@@ -197,7 +213,7 @@ class Speech:
         return struct.pack("=4Q", *fields)
 
     def _doomed_region(self) -> bytes:
-        return struct.pack("=4Q", 2 << 32, 1 << 16, 0x6000_0000_0000, 0)
+        return struct.pack("=4Q", DOOMED, 1 << 16, 0x6000_0000_0000, 0)
 
     def _table(self) -> tuple[bytes, list[int]]:
         count = self.choices.pick((2, 1, 0, 2, 3, 8))
