@@ -46,7 +46,8 @@ cdef void blk_queue_break(blk_queue_t* q) noexcept nogil:
 
 
 cdef inline bint is_serving(const blk_queue_t* q) noexcept nogil:
-    return q.enabled and not q.broken and q.stopping == NULL
+    """A stop lets what an earlier target left go on: the ring is drained then."""
+    return q.enabled and not q.broken and (q.stopping == NULL or q.again_left)
 
 
 cdef inline void gather(blk_queue_t* q) noexcept nogil:
@@ -71,61 +72,52 @@ cdef int blk_queue_poll(source_t* source, reactor_t* reactor) noexcept nogil:
     cdef blk_queue_t* q = <blk_queue_t*>source
     cdef uint64_t bytes = 0
     cdef int taken = 0, count
-    if q.again_left:
-        return submit_again(q)
     if not is_serving(q):
         return 0
+    if q.again_left:                # only then what is new
+        count = min(q.again_left, <uint16_t>POLL_CHAINS)
+    else:
+        count = see_chains(q)
+    while taken < count and bytes < POLL_COPY_BYTES and not q.vq.fault:
+        if not take_chain(q, &bytes):
+            break
+        taken += 1
+    if q.vq.fault:
+        blk_queue_break(q)
+    if taken or q.stopping != NULL:
+        blk_queue_publish(source, reactor)
+        q.requests += taken
+    return taken
+
+
+cdef inline int see_chains(blk_queue_t* q) noexcept nogil:
+    """How many there are for this poll."""
+    cdef int count
     if virtqueue_look(&q.vq) == POP_CHAIN:
         gather(q)
     count = min(virtqueue_seen(&q.vq), <uint32_t>POLL_CHAINS)
     if count > 2:
         virtqueue_prefetch(&q.vq, count)
-    while taken < count and bytes < POLL_COPY_BYTES and not q.vq.fault:
-        if not take_chain(q, &bytes):
-            break
-        taken += 1
-    if taken:
-        blk_queue_publish(source, reactor)
-        q.requests += taken
-    if q.vq.fault and not q.broken:
-        blk_queue_break(q)
-    return taken
-
-
-cdef int submit_again(blk_queue_t* q) noexcept nogil:
-    """What an earlier target did not answer, in the order in which it came; only then new ones.
-
-    Goes on while a stop is asked for: a ring is drained then. Bound: POLL_CHAINS or
-    POLL_COPY_BYTES. Returns: chains submitted.
-    """
-    cdef uint64_t bytes = 0
-    cdef int taken = 0
-    cdef token_t token
-    if not q.enabled or q.broken:
-        return 0
-    while q.again_left and taken < POLL_CHAINS and bytes < POLL_COPY_BYTES and not q.vq.fault:
-        if virtqueue_walk_again(&q.vq, q.table, q.again, &token, q.chain) != POP_CHAIN:
-            break
-        if not serve_chain(q, &token, &bytes):
-            break
-        q.again += 1
-        q.again_left -= 1
-        taken += 1
-    q.requests += taken
-    if q.vq.fault:
-        blk_queue_break(q)
-    blk_queue_publish(&q.source, q.reactor)
-    return taken
+    return count
 
 
 cdef bint take_chain(blk_queue_t* q, uint64_t* bytes) noexcept nogil:
     """One chain from the ring to the bdev. False: the ring is bad, or must wait."""
     cdef token_t token
-    if virtqueue_pop(&q.vq, &token) != POP_CHAIN:
+    if not find_chain(q, &token) or not serve_chain(q, &token, bytes):
         return False
-    if virtqueue_walk(&q.vq, q.table, &token, q.chain) != POP_CHAIN:
-        return False
-    return serve_chain(q, &token, bytes)
+    if token.kept:
+        q.again += 1
+        q.again_left -= 1
+    return True
+
+
+cdef inline bint find_chain(blk_queue_t* q, token_t* token) noexcept nogil:
+    """The next one is in q.chain: one that an earlier target did not answer, or a new one."""
+    if q.again_left:
+        return virtqueue_walk_again(&q.vq, q.table, q.again, token, q.chain) == POP_CHAIN
+    return (virtqueue_pop(&q.vq, token) == POP_CHAIN
+            and virtqueue_walk(&q.vq, q.table, token, q.chain) == POP_CHAIN)
 
 
 cdef inline bint serve_chain(blk_queue_t* q, token_t* token, uint64_t* bytes) noexcept nogil:
@@ -286,7 +278,7 @@ cdef void blk_queue_call(blk_queue_t* q) noexcept nogil:
 
 cdef bint blk_queue_is_drained(const blk_queue_t* q) noexcept nogil:
     """Nothing is in flight, nor left to be submitted again, if that is allowed at all."""
-    return q.source.inflight == 0 and not (q.again_left and q.enabled and not q.broken)
+    return q.source.inflight == 0 and not (q.again_left and is_serving(q))
 
 
 cdef inline void log_ring(blk_queue_t* q) noexcept nogil:
@@ -320,10 +312,10 @@ cdef void blk_queue_publish(source_t* source, reactor_t* reactor) noexcept nogil
 cdef bint blk_queue_arm(source_t* source) noexcept nogil:
     cdef blk_queue_t* q = <blk_queue_t*>source
     cdef bint work
-    if q.again_left and q.enabled and not q.broken:
-        return True
     if not is_serving(q):
         return False
+    if q.again_left:
+        return True
     work = virtqueue_arm(&q.vq)
     log_ring(q)
     return work

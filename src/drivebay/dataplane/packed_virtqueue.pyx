@@ -68,7 +68,8 @@ cdef int packed_walk(
                 return virtqueue_bad(vq, FAULT_OVERCOMMIT, room)
             return virtqueue_bad(vq, FAULT_CHAIN_LONG, vq.next_avail & vq.mask)
         load_once_16(&desc, &vq.ring[(vq.next_avail + count) & vq.mask])
-        vq.walked[count] = desc
+        # By words, as it was stored: one load of 16 bytes would wait for both stores.
+        load_once_16(&vq.walked[count], &desc)
         if add_descriptor(vq, table, &desc, count, chain) != POP_CHAIN:
             return POP_BAD_RING
         count += 1

@@ -10,7 +10,7 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from drivebay.dataplane.dirty_log cimport dirty_log_host, dirty_log_t
 from drivebay.dataplane.inflight cimport recovered_t
 from drivebay.dataplane.packed_virtqueue cimport (
-    packed_arm, packed_disarm, packed_fill, packed_look, packed_off_wrap, packed_pop,
+    packed_arm, packed_disarm, packed_fill, packed_look, packed_off_wrap, packed_pop, packed_prefetch,
     packed_publish, packed_set_base, packed_take, packed_walk, packed_walk_again,
 )
 from drivebay.dataplane.ring cimport chain_t, token_t, virtqueue_t
@@ -127,8 +127,10 @@ cdef inline void virtqueue_disarm(virtqueue_t* vq) noexcept nogil:
         split_disarm(vq)
 
 cdef inline void virtqueue_prefetch(virtqueue_t* vq, uint16_t count) noexcept nogil:
-    """Bring the descriptors of the next chains near; in a packed ring look has. Bound: count."""
-    if not vq.packed:
+    """Bring the descriptors of the next chains near. Bound: vq.size."""
+    if vq.packed:
+        packed_prefetch(vq)
+    else:
         split_prefetch(vq, count)
 
 cdef inline void virtqueue_log(
