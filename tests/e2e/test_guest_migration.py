@@ -1,9 +1,10 @@
 """A guest moves from one QEMU to another on one host, and our target serves both.
 
-vda is a file, whose I/O is asynchronous; vdb is memory, whose I/O is done at once. A worker on
-each of the guest's processors writes and checks blocks of vda without pause, before, during
-and after; vdb is read into the guest's page cache while its memory is copied, and looked at
-there afterwards: only our dirty log tells QEMU that those pages changed.
+vda is a file, whose I/O is asynchronous, with split rings; vdb is memory, whose I/O is done at
+once, with packed ones. A worker on each of the guest's processors writes and checks blocks of
+vda without pause, before, during and after; vdb is read into the guest's page cache while its
+memory is copied, and looked at there afterwards: only our dirty log tells QEMU that those pages
+changed.
 """
 
 from __future__ import annotations
@@ -109,9 +110,13 @@ def disks(target: TargetProcess, folder: Path) -> list[Disk]:
     (folder / "file.img").chmod(0o600)
     target.call("bdev_aio_create", name="file", filename=str(folder / "file.img"), block_size=512)
     target.call("bdev_malloc_create", name="memory", block_size=512, num_blocks=16 * 2048)
-    for name in ("file", "memory"):
-        target.call("vhost_create_blk_controller", ctrlr=f"c-{name}", dev_name=name)
-    return [Disk(target.controller_socket(f"c-{name}"), QUEUES) for name in ("file", "memory")]
+    disks = []
+    for name, packed in (("file", False), ("memory", True)):
+        target.call(
+            "vhost_create_blk_controller", ctrlr=f"c-{name}", dev_name=name, packed_ring=packed
+        )
+        disks.append(Disk(target.controller_socket(f"c-{name}"), QUEUES, packed))
+    return disks
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +145,9 @@ def guest(machine_of: Callable[..., Machine]) -> Iterator[Guest]:
         for worker in range(2):
             guest.start(f"worker.{worker}", WORKER, worker)
         guest.must("until [ -e /tmp/count.0 -a -e /tmp/count.1 ]; do usleep 50000; done")
+        # VIRTIO_F_RING_PACKED is bit 34 of what the driver took.
+        bits = guest.must("cut -c 35 /sys/block/vda/device/features /sys/block/vdb/device/features")
+        assert bits.split() == ["0", "1"]
         yield guest
 
 

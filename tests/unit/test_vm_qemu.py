@@ -46,10 +46,10 @@ def test_memory_is_one_shared_memfd_of_the_machines_size() -> None:
 
 
 def test_each_disk_has_its_socket_its_queues_and_no_legacy_interface() -> None:
-    line = words((7, 2), MachineSpec([Disk(Path("/a,b"), 3), Disk(Path("/c"))]))
+    line = words((7, 2), MachineSpec([Disk(Path("/a,b"), 3), Disk(Path("/c"), packed=True)]))
     assert after(line, "-device") == [
         "vhost-user-blk-pci,id=vd0,chardev=disk0,disable-legacy=on,num-queues=3",
-        "vhost-user-blk-pci,id=vd1,chardev=disk1,disable-legacy=on,num-queues=1",
+        "vhost-user-blk-pci,id=vd1,chardev=disk1,disable-legacy=on,num-queues=1,packed=on",
     ]
     assert "socket,id=disk0,path=/a,,b,reconnect=1" in after(line, "-chardev")
 

@@ -55,6 +55,7 @@ class Disk:
 
     socket: Path
     queues: int = 1
+    packed: bool = False  # offer the guest packed rings, if the controller has them
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ def command_line(
         reconnect = qemu.option("reconnect")
         line += ["-chardev", f"socket,id=disk{number},path={_quoted(disk.socket)},{reconnect}"]
         device = f"vhost-user-blk-pci,id=vd{number},chardev=disk{number},disable-legacy=on"
-        line += ["-device", f"{device},num-queues={disk.queues}"]
+        packed = ",packed=on" if disk.packed else ""
+        line += ["-device", f"{device},num-queues={disk.queues}{packed}"]
     line += ["-kernel", str(files.kernel), "-initrd", str(files.initrd)]
     line += ["-append", "console=ttyS0 quiet panic=-1"]
     line += ["-qmp", f"unix:{_quoted(files.monitor_socket)},server=on,wait=off"]
