@@ -7,6 +7,7 @@ class FileBdev(Bdev):
 
     path: str
     direct: bool  # O_DIRECT; False: through the page cache
+    polled: bool  # its device has poll queues, which are used
     module: str  # type: ignore[misc]  # one class, two names: "aio" and "uring"
     product_name: str  # type: ignore[misc]
 

@@ -3,18 +3,19 @@
 O_DIRECT where the file system has it and its alignment is not coarser than the
 bdev's blocks; else through the page cache, and driver_specific says so. FLUSH is
 fsync, FUA is RWF_DSYNC, UNMAP punches holes. A file in tmpfs is memory: it is read
-and written at once, since io_uring would hand every request to another thread.
+and written at once, since io_uring would hand every request to another thread. Where the
+device has poll queues, reads are polled for, and a block device's writes.
 """
 
 from libc.stdint cimport uint32_t, uint64_t
 from posix.unistd cimport close
 
 from drivebay.bdev.base cimport (
-    BDEV_FUA, BDEV_VOLATILE_CACHE, Bdev, Channel, IO_FLUSH, IO_READ, IO_UNMAP, IO_WRITE,
+    BDEV_FUA, BDEV_VOLATILE_CACHE, Bdev, Channel, IO_FLUSH, IO_FUA, IO_READ, IO_UNMAP, IO_WRITE,
     IO_WRITE_ZEROES, SUBMIT_DONE, SUBMIT_PENDING, channel_t, io_t, iovec,
 )
-from drivebay.engines.uring cimport uring_of, uring_register, uring_unregister
-from drivebay.engines.uring_path cimport URING_WORKER, uring_start
+from drivebay.engines.uring cimport polled_uring_of, uring_of, uring_register, uring_unregister
+from drivebay.engines.uring_path cimport URING_POLLED, URING_WORKER, uring_start
 
 import errno
 import os
@@ -22,6 +23,7 @@ import stat
 from pathlib import Path
 
 from drivebay.bdev.file_guard import file_size, open_guarded, release_guard
+from drivebay.engines.uring_probe import can_be_polled
 from drivebay.errors import HostError, UsageError
 
 cdef extern from *:
@@ -77,6 +79,26 @@ cdef void file_leave(channel_t* channel) noexcept nogil:
 cdef int file_submit(channel_t* channel, io_t* io) noexcept nogil:
     cdef file_t* file = <file_t*>channel.module
     uring_start(file.uring, io, file.handle)
+    return SUBMIT_PENDING
+
+
+cdef int polled_file_submit(channel_t* channel, io_t* io) noexcept nogil:
+    """Reads only. A file system may have to wait within a write (in a hole, or where the cache
+    is not written back), and Linux 6.1 then waits for an interrupt that never comes.
+    """
+    cdef file_t* file = <file_t*>channel.module
+    if io.operation != IO_READ:
+        return file_submit(channel, io)
+    uring_start(file.polled, io, <uint64_t>file.fd | URING_POLLED)
+    return SUBMIT_PENDING
+
+
+cdef int polled_device_submit(channel_t* channel, io_t* io) noexcept nogil:
+    """Reads, and writes that need no flush behind them: that would wait for the device anyway."""
+    cdef file_t* file = <file_t*>channel.module
+    if io.operation != IO_WRITE or io.flags & IO_FUA:
+        return polled_file_submit(channel, io)
+    uring_start(file.polled, io, <uint64_t>file.fd | URING_POLLED)
     return SUBMIT_PENDING
 
 
@@ -177,6 +199,10 @@ cdef class FileChannel(Channel):
             self.raw.leave = file_leave
         self.raw.module = &self.file
         self.raw.submit = memory_file_submit if kind == TMPFS_MAGIC else file_submit
+        if bdev.polled:
+            self.polled_engine = polled_uring_of(self.reactor)
+            self.file.polled = &self.polled_engine.raw
+            self.raw.submit = polled_file_submit if kind else polled_device_submit
 
 
 cdef class FileBdev(Bdev):
@@ -203,6 +229,7 @@ cdef class FileBdev(Bdev):
         if self.direct:
             self.raw.buffer_mask = max(memory, 1) - 1
             self.raw.length_mask = max(memory, offset, 1) - 1
+        self.polled = self.direct and can_be_polled(self.fd, max(memory, offset, block_size))
         self.readonly = readonly
         self.raw.flags = BDEV_VOLATILE_CACHE | BDEV_FUA
         self.raw.operations = 1 << IO_READ
@@ -249,7 +276,7 @@ cdef class FileBdev(Bdev):
         return {self.module: {
             "filename": self.path, "block_size_override": self.asked_block_size,
             "readonly": bool(self.readonly), "fallocate": "unmap" in self.io_types,
-            "direct": bool(self.direct)}}
+            "direct": bool(self.direct), "polled": bool(self.polled)}}
 
     def save(self):
         params = {"name": self.name, "block_size": self.block_size, "filename": self.path}

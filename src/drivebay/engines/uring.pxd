@@ -1,6 +1,6 @@
 """One io_uring per reactor, shared by all its files. Context: reactor, except set-up."""
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from drivebay.engines.uring_kernel cimport io_uring_params
 from drivebay.engines.uring_path cimport uring_t
@@ -14,7 +14,10 @@ cdef class UringEngine:
     cdef void* ring_memory
     cdef size_t ring_bytes
     cdef size_t sqe_bytes
-    cdef int set_up(self, io_uring_params* params) except -1
+    cdef UringEngine plain      # of a polled one
+    cdef int set_up(self, io_uring_params* params, uint32_t more) except -1
+    cdef int add_eventfd(self) except -1
     cdef int map_rings(self, io_uring_params* params) except -1
 
 cdef UringEngine uring_of(Reactor reactor)
+cdef UringEngine polled_uring_of(Reactor reactor)

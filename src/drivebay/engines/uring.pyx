@@ -2,7 +2,8 @@
 
 The ring is made disabled in a worker thread and enabled by the reactor that owns
 it, so that the kernel may run completions on that thread only (DEFER_TASKRUN).
-While the reactor polls, the eventfd is switched off. What each request passes is in
+While the reactor polls, the eventfd is switched off. A polled ring, for devices with poll
+queues (uring_probe.pyx), is a second one beside it, and has none. What each request passes is in
 uring_path.pyx. Sources: io_uring_setup(2), io_uring_register(2), Linux 6.1.
 """
 
@@ -16,12 +17,14 @@ from drivebay.engines.uring_kernel cimport (
     IORING_OFF_SQES, IORING_OFF_SQ_RING, IORING_REGISTER_ENABLE_RINGS, IORING_REGISTER_EVENTFD,
     IORING_REGISTER_FILES2, IORING_REGISTER_FILES_UPDATE, IORING_REGISTER_IOWQ_AFF,
     IORING_RSRC_REGISTER_SPARSE, IORING_SETUP_CQSIZE, IORING_SETUP_DEFER_TASKRUN,
-    IORING_SETUP_R_DISABLED, IORING_SETUP_SINGLE_ISSUER, IORING_SETUP_TASKRUN_FLAG,
+    IORING_SETUP_IOPOLL, IORING_SETUP_R_DISABLED, IORING_SETUP_SINGLE_ISSUER,
+    IORING_SETUP_TASKRUN_FLAG,
     SYS_io_uring_register, SYS_io_uring_setup, io_uring_cqe, io_uring_files_update,
     io_uring_params, io_uring_rsrc_register, io_uring_sqe, syscall,
 )
 from drivebay.engines.uring_path cimport (
-    URING_FILES, URING_PLACE, URING_TURN_BYTES, uring_arm, uring_flush, uring_poll, uring_t,
+    URING_FILES, URING_PLACE, URING_TURN_BYTES, uring_arm, uring_flush, uring_poll,
+    uring_poll_device, uring_t,
 )
 from drivebay.memory.platform cimport CHECK
 from drivebay.reactor.mailbox cimport message_answer, message_t
@@ -118,7 +121,8 @@ cdef void act_enable(message_t* message, void* reactor) noexcept nogil:
         SYS_io_uring_register, uring.ring, IORING_REGISTER_ENABLE_RINGS, NULL, 0
     )
     CHECK(status == 0)
-    make_table(uring)
+    if uring.plain == NULL:
+        make_table(uring)
     if message.argument[1]:
         # Best effort: without it the kernel's workers may share the reactor's core.
         syscall(SYS_io_uring_register, uring.ring, IORING_REGISTER_IOWQ_AFF,
@@ -142,25 +146,34 @@ cdef class UringEngine:
         self.raw.ring = -1
         self.raw.engine.fd = -1
 
-    def __init__(self):
+    def __init__(self, UringEngine plain=None):
         cdef io_uring_params params
-        self.set_up(&params)
+        self.set_up(&params, 0 if plain is None else IORING_SETUP_IOPOLL)
         self.map_rings(&params)
+        self.raw.budget = URING_TURN_BYTES
+        self.raw.engine.flush = uring_flush
+        self.raw.engine.arm = uring_arm
+        self.raw.engine.poll = uring_poll
+        uring_arm(&self.raw.engine, False)
+        if plain is None:
+            self.add_eventfd()
+        else:
+            self.plain = plain
+            self.raw.plain = &plain.raw
+            self.raw.engine.poll = uring_poll_device
+
+    cdef int add_eventfd(self) except -1:
         self.raw.engine.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)
         if self.raw.engine.fd < 0 or syscall(
                 SYS_io_uring_register, self.raw.ring, IORING_REGISTER_EVENTFD,
                 &self.raw.engine.fd, 1) != 0:
             raise HostError("cannot give the io_uring an eventfd", errno)
-        self.raw.budget = URING_TURN_BYTES
-        self.raw.engine.flush = uring_flush
-        self.raw.engine.poll = uring_poll
-        self.raw.engine.arm = uring_arm
-        uring_arm(&self.raw.engine, False)
+        return 0
 
-    cdef int set_up(self, io_uring_params* params) except -1:
+    cdef int set_up(self, io_uring_params* params, uint32_t more) except -1:
         for flags in SETUP_FLAGS:
             memset(params, 0, sizeof(params[0]))
-            params.flags = flags
+            params.flags = flags | more
             params.cq_entries = COMPLETIONS
             self.raw.ring = syscall(SYS_io_uring_setup, ENTRIES, params)
             if self.raw.ring >= 0 or errno != EINVAL:
@@ -234,4 +247,16 @@ cdef UringEngine uring_of(Reactor reactor):
             found = UringEngine()
             (<UringEngine>found).enable(reactor)
             reactor.shared["uring"] = found
+    return found
+
+
+cdef UringEngine polled_uring_of(Reactor reactor):
+    """Its polled ring, the same way. It is made when there is a disk for it."""
+    plain = uring_of(reactor)
+    with making:
+        found = reactor.shared.get("polled uring")
+        if found is None:
+            found = UringEngine(plain)
+            (<UringEngine>found).enable(reactor)
+            reactor.shared["polled uring"] = found
     return found

@@ -28,6 +28,7 @@ cdef struct uring_t:
     uint32_t* cq_flags
     void* sqes
     void* cqes
+    uring_t* plain          # of a polled ring: takes what the device does not poll; else NULL
     int64_t budget          # bytes that this turn may still bring to the kernel
     io_t* waiting           # first and last of those without room in ring or budget
     io_t* waiting_last
@@ -37,10 +38,12 @@ cdef struct uring_t:
 # io_t.engine, and what uring_start() takes: a descriptor and these.
 cdef uint64_t URING_WORKER      # always by one of the kernel's threads: the file may block
 cdef uint64_t URING_PLACE       # no descriptor, but a place in the ring's table of files
+cdef uint64_t URING_POLLED      # as long as a polled ring tries it
 
 cdef void uring_start(uring_t* uring, io_t* io, uint64_t file) noexcept nogil
 
 # engine_t's functions
 cdef void uring_flush(engine_t* engine, reactor_t* reactor) noexcept nogil
+cdef int uring_poll_device(engine_t* engine, reactor_t* reactor) noexcept nogil
 cdef int uring_poll(engine_t* engine, reactor_t* reactor) noexcept nogil
 cdef bint uring_arm(engine_t* engine, bint armed) noexcept nogil

@@ -1,5 +1,9 @@
 """Submission and completion: one system call a turn for all files of a reactor.
 
+A polled ring (IORING_SETUP_IOPOLL) is a second one, for reads and writes of devices with
+poll queues. Nothing interrupts for these: each turn asks the kernel to look at the device,
+and the reactor does not sleep while one is in flight, for the ring has no eventfd.
+
 Context: reactor. Never: blocks, allocates, raises. Rings are made in uring.pyx.
 Sources: io_uring_enter(2), Linux 6.1.
 """
@@ -40,6 +44,7 @@ cdef enum:
 cdef uint64_t OTHER_WAY = <uint64_t>1 << 32
 URING_WORKER = <uint64_t>1 << 33
 URING_PLACE = <uint64_t>1 << 34
+URING_POLLED = <uint64_t>1 << 35
 
 
 # --- submission ----------------------------------------------------------------------------
@@ -188,6 +193,9 @@ cdef bint is_over(io_t* io, int32_t result) noexcept nogil:
                 and not io.engine & OTHER_WAY):
             io.engine |= OTHER_WAY
             return False
+        if result == -EOPNOTSUPP and io.engine & URING_POLLED:
+            io.engine &= ~URING_POLLED
+            return False
         io.status = result
         return True
     io.status = 0
@@ -200,20 +208,20 @@ cdef bint is_over(io_t* io, int32_t result) noexcept nogil:
     return io.done == io.length
 
 
-cdef int uring_poll(engine_t* engine, reactor_t* reactor) noexcept nogil:
-    """Reap what is there. Bound: the completions seen at the first look."""
-    cdef uring_t* uring = <uring_t*>engine
-    cdef uint32_t head = load_relaxed_u32(uring.cq_head)
-    cdef uint32_t tail = load_acquire_u32(uring.cq_tail)
+cdef void go_on(uring_t* uring, io_t* io) noexcept nogil:
+    """The rest of it; or all of it without polling, when the device has lost its poll queues."""
+    if uring.plain != NULL and not io.engine & URING_POLLED:
+        uring.engine.inflight -= 1
+        uring_start(uring.plain, io, io.engine)
+    else:
+        enqueue(uring, io)
+
+
+cdef inline int reap(uring_t* uring, uint32_t head, uint32_t tail) noexcept nogil:
     cdef int count = 0
     cdef io_uring_cqe* cqe
     cdef io_t* io
     cdef int32_t result
-    if head == tail:
-        if not load_relaxed_u32(uring.sq_flags) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW):
-            return 0
-        syscall(SYS_io_uring_enter, uring.ring, 0, 0, IORING_ENTER_GETEVENTS, NULL, 0)
-        tail = load_acquire_u32(uring.cq_tail)
     while head != tail:
         cqe = <io_uring_cqe*>uring.cqes + (head & uring.cq_mask)
         io = <io_t*>cqe.user_data
@@ -222,11 +230,33 @@ cdef int uring_poll(engine_t* engine, reactor_t* reactor) noexcept nogil:
         store_release_u32(uring.cq_head, head)
         count += 1
         if is_over(io, result):
-            engine.inflight -= 1
+            uring.engine.inflight -= 1
             io_complete(io)
         else:
-            enqueue(uring, io)
+            go_on(uring, io)
     return count
+
+
+cdef int uring_poll(engine_t* engine, reactor_t* reactor) noexcept nogil:
+    """Reap what is there. Bound: the completions seen at the first look."""
+    cdef uring_t* uring = <uring_t*>engine
+    cdef uint32_t head = load_relaxed_u32(uring.cq_head)
+    cdef uint32_t tail = load_acquire_u32(uring.cq_tail)
+    if head == tail:
+        if not load_relaxed_u32(uring.sq_flags) & (IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW):
+            return 0
+        syscall(SYS_io_uring_enter, uring.ring, 0, 0, IORING_ENTER_GETEVENTS, NULL, 0)
+        tail = load_acquire_u32(uring.cq_tail)
+    return reap(uring, head, tail)
+
+
+cdef int uring_poll_device(engine_t* engine, reactor_t* reactor) noexcept nogil:
+    """Have the kernel look at the devices once, without waiting, and reap. Bound: as above."""
+    cdef uring_t* uring = <uring_t*>engine
+    cdef uint32_t head = load_relaxed_u32(uring.cq_head)
+    if head == load_acquire_u32(uring.cq_tail):
+        syscall(SYS_io_uring_enter, uring.ring, 0, 0, IORING_ENTER_GETEVENTS, NULL, 0)
+    return reap(uring, head, load_acquire_u32(uring.cq_tail))
 
 
 cdef bint uring_arm(engine_t* engine, bint armed) noexcept nogil:

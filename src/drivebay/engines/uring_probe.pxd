@@ -1,0 +1,1 @@
+"""Whether a file's device can be polled. Context: worker threads."""
