@@ -15,7 +15,8 @@ from drivebay.dataplane.ring cimport (
 )
 from drivebay.memory.guest_memory cimport memtable_t
 from drivebay.memory.platform cimport (
-    fence_seq_cst, load_acquire_u16, load_relaxed_u32, prefetch_read, store_release_u16, store_release_u32,
+    fence_seq_cst, load_acquire_u16, load_relaxed_u32, prefetch_read, store_release_u16,
+    store_release_u32,
 )
 from drivebay.wire.virtio_ring cimport (
     VIRTQ_DESC_F_WRITE, VIRTQ_EVENT_F_DESC, VIRTQ_EVENT_F_DISABLE, VIRTQ_EVENT_F_ENABLE,

@@ -10,8 +10,8 @@ from libc.stdint cimport uint16_t, uint32_t, uint64_t
 from drivebay.dataplane.dirty_log cimport dirty_log_host, dirty_log_t
 from drivebay.dataplane.inflight cimport recovered_t
 from drivebay.dataplane.packed_virtqueue cimport (
-    packed_arm, packed_disarm, packed_fill, packed_look, packed_off_wrap, packed_pop, packed_prefetch,
-    packed_publish, packed_set_base, packed_take, packed_walk, packed_walk_again,
+    packed_arm, packed_disarm, packed_fill, packed_look, packed_off_wrap, packed_pop,
+    packed_prefetch, packed_publish, packed_set_base, packed_take, packed_walk, packed_walk_again,
 )
 from drivebay.dataplane.ring cimport chain_t, token_t, virtqueue_t
 from drivebay.dataplane.split_virtqueue cimport (
