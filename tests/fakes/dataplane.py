@@ -72,6 +72,8 @@ class FakeBdev:
         self.num_blocks = num_blocks
         self.readonly = readonly
         self.io_types = io_types
+        self.content_id = f"fake {name}"
+        self.volatile_content = False
 
 
 class FakeChannel:

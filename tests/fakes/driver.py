@@ -321,8 +321,12 @@ class Session:
         without: Sequence[int] = (),
         start: int = 0,
         timeout: float = 30.0,
+        region: vu.Inflight | None = None,
     ) -> None:
-        """``without``: virtio feature bits that we do not take though offered."""
+        """``without``: virtio feature bits that we do not take though offered.
+
+        ``region``: where the target shall keep what is in flight; its descriptor is borrowed.
+        """
         self.memory = GuestMemory(layouts)
         self.front_end = vu.FrontEnd(path, timeout=timeout)
         self.ports: list[EventPort] = []
@@ -330,6 +334,8 @@ class Session:
         self.timeout = timeout
         try:
             self._negotiate(without)
+            if region is not None:
+                self.front_end.set_inflight_fd(region)
             self.front_end.set_mem_table(self.memory)
             for index in range(queues):
                 self.start_queue(index, size, start)

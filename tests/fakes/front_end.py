@@ -89,6 +89,16 @@ class Message(NamedTuple):
     fds: tuple[int, ...]
 
 
+class Inflight(NamedTuple):
+    """What an inflight region is: its descriptor (the receiver's), and its description."""
+
+    fd: int
+    mmap_size: int
+    mmap_offset: int
+    num_queues: int
+    queue_size: int
+
+
 class HungUp(Exception):
     """The other side closed the connection."""
 
@@ -281,6 +291,19 @@ class FrontEnd:
 
     def reset_device(self) -> None:
         self.tell(Request.RESET_DEVICE)
+
+    # ---- requests in flight ------------------------------------------------------------
+
+    def get_inflight_fd(self, num_queues: int, queue_size: int, *, padding: int = 4) -> Inflight:
+        payload = struct.pack("=QQHH", 0, 0, num_queues, queue_size) + bytes(padding)
+        reply = self.ask(Request.GET_INFLIGHT_FD, payload)
+        if len(reply.payload) != len(payload) or len(reply.fds) != 1:
+            raise AssertionError(f"GET_INFLIGHT_FD was answered by {reply!r}")
+        return Inflight(reply.fds[0], *struct.unpack_from("=QQHH", reply.payload))
+
+    def set_inflight_fd(self, region: Inflight, *, padding: int = 4) -> None:
+        payload = struct.pack("=QQHH", *region[1:]) + bytes(padding)
+        self.tell(Request.SET_INFLIGHT_FD, payload, [region.fd])
 
     # ---- memory ----------------------------------------------------------------------
 

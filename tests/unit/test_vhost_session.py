@@ -69,7 +69,7 @@ BROKEN = {
     "4 GiB": (HEADER.pack(5, VERSION, 0xFFFFFFFF), "payload of 4294967295 bytes"),
     "no features": (HEADER.pack(24, VERSION, 12) + bytes(12), "needs protocol feature CONFIG"),
     "unoffered": (HEADER.pack(2, VERSION, 8) + U64.pack(1 << 34), "bit 34, which were not"),
-    "unoffered protocol": (HEADER.pack(16, VERSION, 8) + U64.pack(1 << 12), "bit 12, which"),
+    "unoffered protocol": (HEADER.pack(16, VERSION, 8) + U64.pack(1 << 8), "bit 8, which"),
     "queue 256": (
         HEADER.pack(8, VERSION, 8) + struct.pack("=II", 256, 64),
         "queue 256 does not exist",

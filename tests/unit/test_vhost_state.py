@@ -77,9 +77,9 @@ def test_what_is_not_served_is_refused_by_name(request_: Request) -> None:
         lookup(State.READY, Header(request_, False, 8), ALL)
 
 
-def test_recovery_and_post_copy_are_neither_offered_nor_served() -> None:
-    assert not ALL & (ProtocolFeature.INFLIGHT_SHMFD | ProtocolFeature.PAGEFAULT)
-    for request in (Request.GET_INFLIGHT_FD, Request.POSTCOPY_ADVISE, Request.POSTCOPY_LISTEN):
+def test_post_copy_and_stopping_without_drain_are_neither_offered_nor_served() -> None:
+    assert not ALL & (ProtocolFeature.PAGEFAULT | ProtocolFeature.GET_VRING_BASE_INFLIGHT)
+    for request in (Request.POSTCOPY_ADVISE, Request.POSTCOPY_LISTEN):
         assert request not in TABLE
 
 
@@ -138,4 +138,5 @@ def test_only_messages_that_take_descriptors_say_so() -> None:
         Request.SET_LOG_BASE,
         Request.SET_LOG_FD,
         Request.SET_BACKEND_REQ_FD,
+        Request.SET_INFLIGHT_FD,
     }

@@ -52,6 +52,14 @@ class Bdev:
     buffer_alignment: int
     io_types: frozenset[str]  # read write flush unmap write_zeroes reset
 
+    @property
+    def content_id(self) -> str:
+        """Another one when the content is not what a guest saw under the same name before."""
+
+    @property
+    def volatile_content(self) -> bool:
+        """Whether the content ends with the process."""
+
     def driver_specific(self) -> dict[str, Any]:
         """The module's own object in bdev_get_bdevs."""
 

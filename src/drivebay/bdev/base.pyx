@@ -232,6 +232,14 @@ cdef class Bdev:
         return frozenset(
             name for i, name in enumerate(OPERATIONS) if self.raw.operations & (1 << i))
 
+    @property
+    def content_id(self):
+        return f"uuid {self.uuid}"
+
+    @property
+    def volatile_content(self):
+        return False
+
     def driver_specific(self):
         return {}
 

@@ -268,6 +268,14 @@ cdef class FileBdev(Bdev):
     def open_channel(self, reactor):
         return FileChannel(self, reactor)
 
+    @property
+    def content_id(self):
+        """The file, whatever it is called, and not the uuid, which may be another each time."""
+        info = os.fstat(self.fd)
+        if stat.S_ISBLK(info.st_mode):
+            return f"device {info.st_rdev}"
+        return f"file {info.st_dev}:{info.st_ino}"
+
     def rescan(self):
         """Blocks that the file has now; resize() is the caller's to do."""
         return file_size(self.fd) // self.block_size

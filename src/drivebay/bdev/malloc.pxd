@@ -21,6 +21,7 @@ cdef class MallocBdev(Bdev):
     cdef uint8_t* memory
     cdef uint8_t* mapping
     cdef size_t mapping_bytes
+    cdef object instance
     cdef int populate(self) except -1
 
 cdef class MallocChannel(Channel):

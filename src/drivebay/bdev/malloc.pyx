@@ -23,6 +23,7 @@ from drivebay.reactor.mailbox cimport message_answer, message_t
 from drivebay.reactor.reactor cimport Reactor, engine_t, reactor_add_engine, reactor_t
 
 from pathlib import Path
+from uuid import uuid4
 
 from drivebay.errors import HostError, UsageError
 
@@ -194,6 +195,7 @@ cdef class MallocBdev(Bdev):
 
     def __init__(self, str name, uuid, int block_size, num_blocks):
         Bdev.__init__(self, name, uuid, block_size, num_blocks)
+        self.instance = uuid4()     # its uuid may be that of one that was there before
         self.raw.operations = (1 << IO_READ | 1 << IO_WRITE | 1 << IO_FLUSH | 1 << IO_UNMAP
                                | 1 << IO_WRITE_ZEROES)
         if self.raw.size > available_memory():
@@ -207,6 +209,14 @@ cdef class MallocBdev(Bdev):
         self.mapping = <uint8_t*>base
         self.memory = <uint8_t*>((<uint64_t>base + HUGE_BYTES - 1) & ~<uint64_t>(HUGE_BYTES - 1))
         self.populate()
+
+    @property
+    def content_id(self):
+        return f"memory {self.instance}"
+
+    @property
+    def volatile_content(self):
+        return True
 
     cdef int populate(self) except -1:
         cdef uint64_t length = (self.raw.size + PAGE_BYTES - 1) & ~<uint64_t>(PAGE_BYTES - 1)

@@ -26,6 +26,10 @@ cdef class NullBdev(Bdev):
         Bdev.__init__(self, name, uuid, block_size, num_blocks)
         self.raw.operations = 1 << IO_READ | 1 << IO_WRITE | 1 << IO_WRITE_ZEROES
 
+    @property
+    def content_id(self):
+        return "null"       # no content, so never another one
+
     def open_channel(self, reactor):
         return NullChannel(self, reactor)
 

@@ -29,7 +29,7 @@ cdef class BlkQueue(EventOwner):
     )
     cdef tuple resolve_rings(self, MemoryTable table)
     cdef int bind(self, MemoryTable table) except -1
-    cdef uint32_t recover(self, InflightQueue inflight, uint32_t base) except? 0
+    cdef int recover(self, InflightQueue inflight) except -1
     cdef int set_base(self, uint32_t base) except -1
     cdef int allocate(self, int size) except -1
     cdef bint live(self) noexcept

@@ -17,11 +17,12 @@ from drivebay.dataplane.blk_service cimport (
 from drivebay.dataplane.coalescing cimport COALESCING_IOPS, coalescing_owes, coalescing_set
 from drivebay.dataplane.dirty_log cimport DirtyLog, dirty_log_t
 from drivebay.dataplane.inflight cimport InflightQueue
+from drivebay.dataplane.packed_virtqueue cimport packed_position
 from drivebay.dataplane.ring cimport (
     FAULT_WATCH, chain_t, fault_sentence, virtqueue_bad, virtqueue_t)
 from drivebay.dataplane.virtqueue cimport virtqueue_base, virtqueue_bind, virtqueue_set_base
 from drivebay.memory.guest_memory cimport MemoryTable, memtable_t
-from drivebay.memory.platform cimport CHECK, load_relaxed_u16, load_relaxed_u32, load_relaxed_u64
+from drivebay.memory.platform cimport CHECK, load_relaxed_u32, load_relaxed_u64
 from drivebay.reactor.clock cimport ticks_per_second
 from drivebay.reactor.mailbox cimport Answer, act_fn, answered, message_answer, message_t
 from drivebay.reactor.loop cimport SOURCE_ARMED
@@ -182,7 +183,9 @@ cdef class BlkQueue(EventOwner):
         self.raw.vq.event_idx = features >> VIRTIO_RING_F_EVENT_IDX & 1
         self.raw.vq.indirect = features >> VIRTIO_RING_F_INDIRECT_DESC & 1
         self.bind(table)
-        self.set_base(base if inflight is None else self.recover(inflight, base))
+        self.set_base(base)
+        if inflight is not None:
+            self.recover(inflight)
         self.raw.disk.readonly = readonly
         self.raw.write_through = write_through
         self.raw.channel = &channel.raw
@@ -248,18 +251,29 @@ cdef class BlkQueue(EventOwner):
         virtqueue_bind(&self.raw.vq, descriptors, driver, device)
         return 0
 
-    cdef uint32_t recover(self, InflightQueue inflight, uint32_t base) except? 0:
-        """What an earlier target left in flight is submitted again. Returns: where to go on."""
+    cdef int recover(self, InflightQueue inflight) except -1:
+        """Go on where an earlier target was killed, and submit again what it left in flight.
+
+        What SET_VRING_BASE said stands only if nobody has used the region before: a front end
+        whose target died does not know how far that had come.
+        Raises: PeerError for a region with nonsense in it.
+        """
         cdef virtqueue_t* vq = &self.raw.vq
         if vq.packed:
-            inflight.recover_packed(vq.ring, vq.size, base)
+            inflight.recover_packed(vq.ring, vq.size, virtqueue_base(vq))
+            if inflight.resumed:
+                vq.next_used = packed_position(vq, <uint16_t>(inflight.base >> 16))
+                vq.next_avail = vq.next_used + inflight.taken
         else:
-            inflight.recover_split(vq.size, load_relaxed_u16(&vq.used.idx), <uint16_t>base)
+            inflight.recover_split(vq.size, vq.next_used, vq.next_avail)
+            vq.next_avail = <uint16_t>inflight.base
+        vq.avail_seen = vq.next_avail
+        vq.published = vq.next_used
         vq.inflight = inflight.raw
         self.inflight = inflight
         self.raw.again = inflight.chains
         self.raw.again_left = inflight.count
-        return inflight.base
+        return 0
 
     cdef int set_base(self, uint32_t base) except -1:
         """Raises: PeerError for one that the ring does not have."""

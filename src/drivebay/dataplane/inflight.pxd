@@ -79,9 +79,11 @@ cdef class InflightQueue:
     cdef inflight_t raw
     # What recover_*() found: where the queue goes on, and what it submits again before.
     cdef uint32_t base              # split: next avail; packed: as a packed ring's VRING_BASE
+    cdef uint16_t taken             # packed: descriptors of the ring in these chains
     cdef uint16_t count
     cdef recovered_t* chains        # in the order in which they came
     cdef bint recovered
+    cdef bint resumed               # the region was in use before
 
     # used: used.idx of the ring. base: SET_VRING_BASE's value, which only a new region heeds.
     cdef int recover_split(self, uint16_t size, uint16_t used, uint16_t base) except -1

@@ -27,6 +27,8 @@ from drivebay.wire.virtio_ring cimport (
     virtq_packed_desc,
 )
 
+import os
+
 from drivebay.errors import PeerError, StateError
 from drivebay.memory.guest_memory import Region
 
@@ -123,12 +125,12 @@ cdef void inflight_give(inflight_t* inflight, uint16_t entry) noexcept nogil:
 
 cdef void inflight_settle(inflight_t* inflight, uint16_t used) noexcept nogil:
     """Bound: what was given back since the last time."""
-    cdef uint16_t i, at
+    cdef uint16_t _i, at
     if inflight.filled == 0:
         return
     if inflight.split != NULL:
         at = load_relaxed_u16(&inflight.split.last_batch_head)
-        for i in range(inflight.filled):
+        for _i in range(inflight.filled):
             if at >= inflight.num:
                 break
             store_release_u8(&inflight.split.desc[at].inflight, 0)
@@ -141,8 +143,8 @@ cdef void inflight_settle(inflight_t* inflight, uint16_t used) noexcept nogil:
 
 cdef inline void settle_packed(inflight_t* inflight, uint16_t used) noexcept nogil:
     cdef virtq_inflight_packed_entry* desc = inflight.packed.desc
-    cdef uint16_t i, at = inflight.given
-    for i in range(inflight.filled):
+    cdef uint16_t _i, at = inflight.given
+    for _i in range(inflight.filled):
         if at >= inflight.num:
             break
         store_release_u8(&desc[at].inflight, 0)
@@ -184,6 +186,7 @@ cdef class InflightQueue:
         if not size <= desc_num <= self.raw.num:
             raise self.nonsense(
                 f"keeps {desc_num} descriptors (must be {size} to {self.raw.num})")
+        self.resumed = True
         return 0
 
     def nonsense(self, str what):
@@ -205,7 +208,7 @@ cdef class InflightQueue:
     cdef int recover_split(self, uint16_t size, uint16_t used, uint16_t base) except -1:
         cdef virtq_inflight_split* region = self.raw.split
         cdef recovered_t found[VIRTQ_MAX_SIZE]
-        cdef uint16_t i, at, batch, count = 0
+        cdef uint16_t i, _i, at, batch, count = 0
         cdef uint8_t mark
         if self.begin(size, load_relaxed_u16(&region.version), load_relaxed_u16(&region.desc_num)):
             memset(region, 0, sizeof(virtq_inflight_split)
@@ -220,7 +223,7 @@ cdef class InflightQueue:
         batch = used - load_relaxed_u16(&region.used_idx)
         at = load_relaxed_u16(&region.last_batch_head)
         if batch <= self.raw.num:
-            for i in range(batch):
+            for _i in range(batch):
                 if at >= self.raw.num:
                     raise self.nonsense(f"lists descriptor {at} in its last batch")
                 store_release_u8(&region.desc[at].inflight, 0)
@@ -274,6 +277,7 @@ cdef class InflightQueue:
         if taken > size:
             raise self.nonsense(f"has {taken} descriptors in flight in a ring of {size}")
         clean_ring(ring, &self.raw, taken)
+        self.taken = taken
         avail = self.raw.used + taken
         wrap = self.raw.used_wrap
         if avail >= size:
@@ -309,13 +313,13 @@ cdef class InflightQueue:
     cdef int chain(self, uint16_t entry, uint8_t* seen, recovered_t* found) except -1:
         """Check one marked chain. Raises: PeerError. Bound: the region's entries."""
         cdef virtq_inflight_packed_entry* desc = self.raw.packed.desc
-        cdef uint16_t i, at = entry, end = entry
+        cdef uint16_t _i, at = entry, end = entry
         cdef uint16_t num = load_relaxed_u16(&desc[entry].num)
         cdef virtq_packed_desc last
         cdef uint16_t beyond = 0
         if not 1 <= num <= self.raw.size:
             raise self.nonsense(f"has a chain of {num} descriptors in a ring of {self.raw.size}")
-        for i in range(num):
+        for _i in range(num):
             if at >= self.raw.num or seen[at]:
                 raise self.nonsense(f"has a chain at {entry} that leads to entry {at}")
             seen[at] = 1
@@ -360,8 +364,8 @@ cdef void clean_ring(
     """
     cdef uint16_t at = inflight.used, flags
     cdef uint8_t wrap = inflight.used_wrap
-    cdef uint32_t i
-    for i in range(taken):
+    cdef uint32_t _i
+    for _i in range(taken):
         flags = load_relaxed_u16(&ring[at].flags)
         if not is_available(flags, wrap):
             flags &= ~<uint16_t>(VIRTQ_PACKED_DESC_F_AVAIL | VIRTQ_PACKED_DESC_F_USED)
@@ -401,6 +405,11 @@ cdef class InflightRegion:
             raise PeerError(
                 f"the inflight region has {mmap_size} bytes, but {num_queues} queues of "
                 f"{queue_size} entries need {needed}")
+        bytes_there = os.fstat(fd).st_size
+        if mmap_offset + mmap_size > bytes_there:
+            raise PeerError(
+                f"the inflight region ends at byte {mmap_offset + mmap_size} of its file, which "
+                f"has {bytes_there}")
         self.has_tail = mmap_size >= needed + TAIL_SIZE
         self.num_queues = num_queues
         self.queue_size = queue_size

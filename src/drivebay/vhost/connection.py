@@ -103,13 +103,33 @@ class Connection:
         finally:
             loop.remove_reader(fd)
 
-    async def reply(self, request: int, payload: bytes) -> None:
-        """Send an answer. Raises: HungUp when nobody is there to take it."""
+    async def reply(self, request: int, payload: bytes, fd: int = -1) -> None:
+        """Send an answer, maybe with a descriptor. Raises: HungUp when nobody takes it."""
         message = pack_message(request, payload, HeaderFlag.REPLY)
         try:
+            if fd >= 0:
+                message = await self._send_fd(message, fd)
             await asyncio.get_running_loop().sock_sendall(self._sock, message)
         except (BrokenPipeError, ConnectionResetError) as error:
             raise HungUp("the front end hung up before it read an answer") from error
+
+    async def _send_fd(self, message: bytes, fd: int) -> bytes:
+        """Send what fits, with the descriptor; returns the rest."""
+        while True:
+            try:
+                return message[socket.send_fds(self._sock, [message], [fd]) :]
+            except BlockingIOError:
+                await self._writable()
+
+    async def _writable(self) -> None:
+        loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = loop.create_future()
+        number = self._sock.fileno()
+        loop.add_writer(number, lambda: None if ready.done() else ready.set_result(None))
+        try:
+            await ready
+        finally:
+            loop.remove_writer(number)
 
     def try_reply(self, request: int, payload: bytes) -> None:
         """Send a last answer if there is room for it and somebody to read it."""

@@ -16,6 +16,7 @@ from drivebay.memory.guest_memory import Region
 from drivebay.vhost.backend_channel import BackendChannel
 from drivebay.vhost.descriptors import Received, check_eventfd, take_stream_socket
 from drivebay.vhost.migration import Migration
+from drivebay.vhost.recovery import Content, Recovery
 from drivebay.vhost.ring import Coalescing, DeviceTerms, Ring
 from drivebay.vhost.rings import Disk, Rings
 from drivebay.vhost.state import OFFERED_PROTOCOL_FEATURES
@@ -26,6 +27,7 @@ from drivebay.wire.vhost_user import (
     VHOST_F_LOG_ALL,
     VHOST_USER_F_PROTOCOL_FEATURES,
     ConfigAccess,
+    Inflight,
     LogArea,
     MemoryRegion,
     ProtocolFeature,
@@ -60,6 +62,10 @@ class Device(Disk, Protocol):
     @property
     def name(self) -> str: ...
     @property
+    def bdev(self) -> Content | None:
+        """None after it was removed."""
+
+    @property
     def readonly(self) -> bool: ...
     @property
     def disk_name(self) -> str:
@@ -87,8 +93,10 @@ class Handlers:
         self.features: int | None = None
         self.protocol = ProtocolFeature(0)
         self.backend: BackendChannel | None = None
-        self.rings: Rings  # set by the session, which these two report to
+        self.rings: Rings  # set by the session, which these three report to
         self.migration: Migration
+        self.recovery: Recovery
+        self.fd_to_send = -1  # goes with the answer to the message that is handled, and is closed
         self._device = device
         self._name = session_name
         self._status = 0
@@ -156,6 +164,7 @@ class Handlers:
         # The cache mode stays: virtio 1.3 §5.2.5 leaves it open, and the front end, which
         # answers the guest from a copy of its own, does not set it again after a reset.
         await self.rings.reset()
+        await self.recovery.drop()  # a new one comes with the next start
         await self.migration.set_logging(False)
         self.features = None
         self._status = 0
@@ -283,6 +292,24 @@ class Handlers:
             raise PeerError(f"SET_VRING_ENABLE with {state.num} (must be 0 or 1)")
         await self.rings.set_enabled(self.rings[state.index], bool(state.num))
 
+    # Requests in flight -----------------------------------------------------------------
+
+    async def _get_inflight_fd(self, payload: bytes, _fds: Received) -> bytes:
+        """The front end keeps the region, and sends it back before rings start."""
+        region, self.fd_to_send = self.recovery.offer(
+            Inflight.parse(payload), packed=self._packed(), writeback=self._writeback
+        )
+        return region.pack(len(payload))
+
+    async def _set_inflight_fd(self, payload: bytes, fds: Received) -> None:
+        (fd,) = fds.borrow()
+        self._writeback = await self.recovery.take(
+            Inflight.parse(payload), fd, packed=self._packed(), writeback=self._writeback
+        )
+
+    def _packed(self) -> bool:
+        return bool((self.features or 0) >> BlkFeature.RING_PACKED & 1)
+
     # Configuration space ----------------------------------------------------------------
 
     def writes_back(self) -> bool:
@@ -329,6 +356,7 @@ class Handlers:
         if access.data[place] > 1:
             raise Refused(f"SET_CONFIG of writeback to {access.data[place]} (must be 0 or 1)")
         self._writeback = access.data[place] == 1
+        self.recovery.store_writeback(self._writeback)
         await self.rings.set_write_through(not self.writes_back())
 
     async def _set_backend_req_fd(self, _payload: bytes, fds: Received) -> None:
@@ -369,6 +397,8 @@ HANDLERS: Final[dict[Request, Handler]] = {
     Request.SET_VRING_CALL: Handlers._set_vring_call,
     Request.SET_VRING_ERR: Handlers._set_vring_err,
     Request.SET_VRING_ENABLE: Handlers._set_vring_enable,
+    Request.GET_INFLIGHT_FD: Handlers._get_inflight_fd,
+    Request.SET_INFLIGHT_FD: Handlers._set_inflight_fd,
     Request.GET_CONFIG: Handlers._get_config,
     Request.SET_CONFIG: Handlers._set_config,
     Request.SET_BACKEND_REQ_FD: Handlers._set_backend_req_fd,

@@ -19,6 +19,7 @@ from typing import Final, NamedTuple
 from drivebay.bdev.base import Channel
 from drivebay.dataplane.blk_queue import BlkQueue, ring_areas
 from drivebay.dataplane.dirty_log import DirtyLog
+from drivebay.dataplane.inflight import InflightQueue
 from drivebay.errors import PeerError
 from drivebay.memory.guest_memory import MemoryTable
 from drivebay.reactor.mailbox import Answer
@@ -157,8 +158,13 @@ class Ring:
         terms: DeviceTerms,
         on_broken: Callable[[BlkQueue], None],
         log: DirtyLog | None,
+        inflight: InflightQueue | None,
     ) -> list[Answer]:
-        """Bind the ring and serve it on the channel's reactor. Raises: PeerError."""
+        """Bind the ring and serve it on the channel's reactor. Raises: PeerError.
+
+        Where it goes on is told by ``inflight`` if that has been in use before, and not by the
+        front end: one whose back end died does not know how far that had come.
+        """
         assert self.queue is None
         assert self.addr is not None
         queue = BlkQueue(
@@ -175,6 +181,7 @@ class Ring:
             write_through=terms.write_through,
             serial=terms.serial,
             on_broken=on_broken,
+            inflight=inflight,
         )
         self.queue = queue
         self.reactor = channel.reactor

@@ -19,6 +19,7 @@ from drivebay.errors import PeerError
 from drivebay.memory.guest_memory import MemoryTable, Region
 from drivebay.reactor.mailbox import Answer
 from drivebay.reactor.reactor import Reactor
+from drivebay.vhost.recovery import Recovery
 from drivebay.vhost.ring import Coalescing, DeviceTerms, Ring
 
 __all__ = ["Disk", "Rings", "Wait"]
@@ -58,6 +59,7 @@ class Rings:
         self._on_ring_broken = on_ring_broken
         self._on_memory_broken = on_memory_broken
         self._on_suspended = on_suspended
+        self.recovery: Recovery | None = None  # set by the session: where requests are kept
         self._rings: dict[int, Ring] = {}
         self._enabled_from_the_start = False
         self._channels: dict[Reactor, Channel] = {}
@@ -117,7 +119,11 @@ class Rings:
         def on_broken(queue: BlkQueue) -> None:
             self._on_ring_broken(ring, queue.broken or "unknown cause")
 
-        answers = ring.start(channel, table, self._terms(), on_broken, self._log)
+        terms = self._terms()
+        inflight = None
+        if self.recovery is not None:
+            inflight = self.recovery.queue(ring.index, terms.features)
+        answers = ring.start(channel, table, terms, on_broken, self._log, inflight)
         await self._wait(answers, "to start a queue")
 
     async def stop(self, rings: Sequence[Ring], why: str) -> None:

@@ -20,9 +20,10 @@ from typing import Final
 from drivebay.errors import DrivebayError, PeerError
 from drivebay.reactor.mailbox import Answer
 from drivebay.vhost.connection import Connection, HungUp
-from drivebay.vhost.descriptors import Received
+from drivebay.vhost.descriptors import Received, close_all
 from drivebay.vhost.handlers import HANDLERS, Device, Handlers, Refused
 from drivebay.vhost.migration import Migration
+from drivebay.vhost.recovery import Recovery
 from drivebay.vhost.ring import Coalescing, Ring
 from drivebay.vhost.rings import Rings
 from drivebay.vhost.state import State, check_fds, has_own_reply, lookup, settle
@@ -66,6 +67,8 @@ class Session:
         )
         self._handlers.rings = self.rings
         self._migration = self._handlers.migration = Migration(self.rings, self._log_broken)
+        self._handlers.recovery = Recovery(device, self._inflight_broken)
+        self.rings.recovery = self._handlers.recovery
 
     # Life -------------------------------------------------------------------------------
 
@@ -90,6 +93,7 @@ class Session:
             async with self._changing:
                 await self.rings.drain(self._wait_to_the_end)
                 await self._migration.close()
+                await self._handlers.recovery.drop()
 
     def end(self, reason: str) -> None:
         """Make run() come to its end soon."""
@@ -129,7 +133,11 @@ class Session:
             self.state = settle(request, self.state, features_set, self.rings.started)
         self._send_owed_config_change()
         if row.replies:
-            await self._connection.reply(request, answer or b"")
+            try:
+                await self._connection.reply(request, answer or b"", self._handlers.fd_to_send)
+            finally:
+                close_all([self._handlers.fd_to_send])
+                self._handlers.fd_to_send = -1
         else:
             await self._acknowledge(header, _OK)
 
@@ -193,6 +201,9 @@ class Session:
 
     def _log_broken(self) -> None:
         self.end("its dirty log was truncated while it was in use")
+
+    def _inflight_broken(self) -> None:
+        self.end("its inflight region was truncated while it was in use")
 
     def _ring_suspended(self, ring: Ring) -> None:
         self._device.note(

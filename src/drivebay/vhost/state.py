@@ -13,9 +13,6 @@ The states follow from two facts about a session:
 
 A ring has two switches of its own (ring.py): *started*, from SET_VRING_KICK to
 GET_VRING_BASE, and *enabled*. It is served while both are on.
-
-A message to be served later is a row to add: GET_INFLIGHT_FD and SET_INFLIGHT_FD
-with request recovery.
 """
 
 from __future__ import annotations
@@ -28,6 +25,7 @@ from typing import Final
 
 from drivebay.errors import InternalError, PeerError
 from drivebay.wire.vhost_user import (
+    INFLIGHT_BYTES,
     MAX_CONFIG_BYTES,
     MAX_FDS,
     MAX_TABLE_REGIONS,
@@ -57,12 +55,13 @@ OFFERED_PROTOCOL_FEATURES: Final = (
     | ProtocolFeature.REPLY_ACK
     | ProtocolFeature.BACKEND_REQ
     | ProtocolFeature.CONFIG
+    | ProtocolFeature.INFLIGHT_SHMFD
     | ProtocolFeature.RESET_DEVICE
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
 )
 NO_FEATURE: Final = ProtocolFeature(0)
-# BACKEND_SEND_FD is not among them: no message that we send carries a descriptor. PAGEFAULT
+# BACKEND_SEND_FD is not among them: no message of our own carries a descriptor. PAGEFAULT
 # neither: a reactor that waits for a page of a post-copy migration would hold up everybody.
 
 
@@ -187,6 +186,11 @@ TABLE: Final[Mapping[Request, Row]] = MappingProxyType(
         # negotiate it, leave it out of SET_FEATURES and enable their rings all the same.
         _R.SET_VRING_ENABLE: _row(_STAYS, _VRING_STATE),
         _R.GET_VRING_BASE: _row(_MAY_STOP, _VRING_STATE, replies=True),
+        # Requests in flight. A region is not changed under a ring that keeps its own in one.
+        _R.GET_INFLIGHT_FD: _row(_STAYS, INFLIGHT_BYTES, needs=_P.INFLIGHT_SHMFD, replies=True),
+        _R.SET_INFLIGHT_FD: _row(
+            _NOT_RUNNING, INFLIGHT_BYTES, fds=Fds.ONE, needs=_P.INFLIGHT_SHMFD
+        ),
         # The device's configuration space
         _R.GET_CONFIG: _row(_STAYS, _CONFIG, needs=_P.CONFIG, replies=True),
         _R.SET_CONFIG: _row(_STAYS, _CONFIG, needs=_P.CONFIG),
@@ -200,7 +204,6 @@ _UNSERVED_WITH_REPLY: Final = frozenset(
     {
         _R.CREATE_CRYPTO_SESSION,
         _R.POSTCOPY_ADVISE,
-        _R.GET_INFLIGHT_FD,
         _R.GET_SHARED_OBJECT,
         _R.SET_DEVICE_STATE_FD,
         _R.CHECK_DEVICE_STATE,

@@ -19,6 +19,7 @@ from drivebay.errors import PeerError
 __all__ = [
     "FRONT_END_CONFIG",
     "HEADER_BYTES",
+    "INFLIGHT_BYTES",
     "MAX_CONFIG_BYTES",
     "MAX_FDS",
     "MAX_QUEUES",
@@ -34,6 +35,7 @@ __all__ = [
     "ConfigAccess",
     "Header",
     "HeaderFlag",
+    "Inflight",
     "LogArea",
     "MemoryRegion",
     "ProtocolFeature",
@@ -60,6 +62,7 @@ MAX_QUEUES: Final = 256  # a queue's index has eight bits in the SET_VRING_KICK 
 NO_FD: Final = 1 << 8
 MEM_TABLE_HEADER_BYTES: Final = 8
 MEM_REGION_BYTES: Final = 32
+INFLIGHT_BYTES: Final = (20, 24)  # without and with padding
 
 # Bits of the virtio feature word that belong to vhost, not to the device.
 VHOST_F_LOG_ALL: Final = 26
@@ -80,6 +83,7 @@ _REGION_COUNT: Final = struct.Struct("=II")
 _REGION: Final = struct.Struct("=QQQQ")
 _LOG: Final = struct.Struct("=QQ")
 _CONFIG: Final = struct.Struct("=III")
+_INFLIGHT: Final = struct.Struct("=QQHH")
 
 
 class Request(IntEnum):
@@ -164,6 +168,7 @@ class ProtocolFeature(IntFlag):
     XEN_MMAP = 1 << 17
     SHARED_OBJECT = 1 << 18
     DEVICE_STATE = 1 << 19
+    GET_VRING_BASE_INFLIGHT = 1 << 20
 
 
 class HeaderFlag(IntFlag):
@@ -395,3 +400,30 @@ class ConfigAccess:
 
     def pack(self) -> bytes:
         return _CONFIG.pack(self.offset, self.size, self.flags) + self.data
+
+
+@dataclass(frozen=True, slots=True)
+class Inflight:
+    """``struct { u64 mmap_size, mmap_offset; u16 num_queues, queue_size; }``
+
+    "Inflight description". Most front ends send the four bytes of padding that C puts behind
+    it, some do not; the answer to GET_INFLIGHT_FD is as long as its question.
+    """
+
+    mmap_size: int
+    mmap_offset: int
+    num_queues: int
+    queue_size: int
+
+    @classmethod
+    def parse(cls, payload: bytes) -> Inflight:
+        if len(payload) not in INFLIGHT_BYTES:
+            raise PeerError(
+                f"an inflight description is {len(payload)} bytes long (must be "
+                f"{INFLIGHT_BYTES[0]} or {INFLIGHT_BYTES[1]})"
+            )
+        return cls(*_INFLIGHT.unpack_from(payload))
+
+    def pack(self, length: int) -> bytes:
+        fields = (self.mmap_size, self.mmap_offset, self.num_queues, self.queue_size)
+        return _INFLIGHT.pack(*fields).ljust(length, b"\0")

@@ -91,7 +91,7 @@ FRESH: dict[str, Say] = {
     "one unknown feature bit": say(Request.SET_FEATURES, U64.pack(1 << 63)),
     "packed ring, not offered": say(Request.SET_FEATURES, U64.pack(1 << 34 | 1 << F_VERSION_1)),
     "all protocol features": say(Request.SET_PROTOCOL_FEATURES, U64.pack(ALL_ONES)),
-    "inflight, not offered": say(Request.SET_PROTOCOL_FEATURES, U64.pack(1 << 12)),
+    "post-copy, not offered": say(Request.SET_PROTOCOL_FEATURES, U64.pack(1 << 8)),
     "inflight of 65,535 queues": say(Request.GET_INFLIGHT_FD, INFLIGHT),
     "a log without its feature": say(Request.SET_LOG_BASE, struct.pack("=QQ", ALL_ONES, ALL_ONES)),
     "memory slots without the feature": say(Request.GET_MAX_MEM_SLOTS),
