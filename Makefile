@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup build run check test bench docs dev asan fuzz clean
+.PHONY: help setup build run check test soak bench docs dev asan fuzz clean
 
 help:  ## show this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -23,6 +23,9 @@ check: setup  ## format, lint, types, style and unit tests: under two minutes
 
 test: setup  ## check, then spec, property, hostile and end-to-end tests and a short fuzz; CI runs it and asan
 	@$(BIN)/python tools/checks.py test
+
+soak: setup  ## the crash tests at length: 100 kills for each kind of ring, 10,000 sessions
+	@$(BIN)/python tools/checks.py soak
 
 bench: setup  ## measure against other targets: a table, a chart, benchmarks/results
 	@$(BIN)/python benchmarks/vhost_blk.py

@@ -5,6 +5,7 @@
     tools/checks.py test            all of them
     tools/checks.py asan            those that reach the data plane, under sanitizers:
                                     run it with the Python of .venv-asan (`make asan`)
+    tools/checks.py soak            the crash tests for half an hour instead of half a minute
     tools/checks.py lint unit       only these parts
 
 Every part runs even when one before it failed, so that one run shows all. A part
@@ -18,7 +19,8 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -33,6 +35,7 @@ class Part:
     name: str
     command: list[str]
     limit_s: int = 300
+    settings: Mapping[str, str] = field(default_factory=dict)  # of its environment
 
 
 def pytest_part(folder: str, limit_s: int = 300) -> Part:
@@ -66,13 +69,23 @@ ASAN = [
     ),
     Part("asan-fuzz", [*SANITIZED, "fuzz", "short"], 600),
 ]
+SOAK = Part(
+    "soak",
+    [
+        *(*PYTHON, "pytest", "-q", "-o", "faulthandler_timeout=1800"),
+        "tests/e2e/test_target_crash.py",
+    ],
+    5400,
+    {"DRIVEBAY_SOAK": "1"},
+)
 
 
 def run_part(part: Part) -> tuple[bool, float]:
     print(f"\n== {part.name}: {' '.join(part.command[1:])}", flush=True)
     started = time.monotonic()
     # Tools call each other by name (cython-lint does), and must find those of our environment.
-    env = dict(os.environ, PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = {**os.environ, "PATH": path, **part.settings}
     # A group of its own, so that a stopped part leaves no children.
     process = subprocess.Popen(part.command, cwd=ROOT, env=env, start_new_session=True)
     try:
@@ -94,7 +107,7 @@ def chosen(words: list[str]) -> list[Part]:
         return TEST
     if words == ["asan"]:
         return ASAN
-    by_name = {part.name: part for part in [*TEST, *ASAN]}
+    by_name = {part.name: part for part in [*TEST, *ASAN, SOAK]}
     unknown = [word for word in words if word not in by_name]
     if unknown or not words:
         sys.exit(f"checks: no part {unknown}; there are: check test asan {' '.join(by_name)}")

@@ -20,7 +20,9 @@ from drivebay.engines.vhost_user_memory import GUEST_BASE, DriverMemory, QueueLa
 from drivebay.engines.vhost_user_queue import DriverQueue
 from drivebay.errors import PeerError
 from drivebay.wire.vhost_user import (
+    INFLIGHT_BYTES,
     VHOST_USER_F_PROTOCOL_FEATURES,
+    Inflight,
     MemoryRegion,
     ProtocolFeature,
     Request,
@@ -39,9 +41,6 @@ USER_BASE: Final = 0x5500_0000_0000
 # The base of a packed ring at its start: both wrap counters 1, both indices 0. QEMU, which
 # cannot know more after a crash, sends it then too; the inflight region has the truth.
 PACKED_BASE: Final = 0x8000_8000
-# u64 mmap_size, u64 mmap_offset, u16 num_queues, u16 queue_size; as a C struct it is padded.
-_INFLIGHT: Final = struct.Struct("=QQHH")
-_INFLIGHT_PADDING: Final = bytes(4)
 _U16: Final = struct.Struct("<H")
 
 
@@ -156,19 +155,15 @@ class DriverSession:
     def _ask_inflight(self) -> _Inflight:
         """GET_INFLIGHT_FD: have the target make the region. Raises: PeerError, TargetGone."""
         queues, size = len(self._layouts), self._layouts[0].size
-        asked = _INFLIGHT.pack(0, 0, queues, size) + _INFLIGHT_PADDING
+        asked = Inflight(0, 0, queues, size).pack(INFLIGHT_BYTES[-1])
         answer, fd = self.connection.ask_fd(Request.GET_INFLIGHT_FD, asked)
         if fd is not None:
             self._descriptors.append(fd)
-        if len(answer) not in (_INFLIGHT.size, len(asked)):
-            raise PeerError(
-                f"the target answers GET_INFLIGHT_FD with {len(answer)} bytes (must be 20 or 24)"
-            )
-        length, offset, *_ = _INFLIGHT.unpack_from(answer)
-        if fd is None or length == 0:
+        made = Inflight.parse(answer)
+        if fd is None or made.mmap_size == 0:
             raise PeerError("the target makes no inflight region, though it offers to")
-        payload = _INFLIGHT.pack(length, offset, queues, size) + _INFLIGHT_PADDING
-        return _Inflight(fd, payload)
+        region = Inflight(made.mmap_size, made.mmap_offset, queues, size)
+        return _Inflight(fd, region.pack(INFLIGHT_BYTES[-1]))
 
     def _release(self) -> None:
         self.connection.close()
