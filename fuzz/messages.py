@@ -34,7 +34,18 @@ from drivebay.vhost.controllers import Controllers
 from drivebay.vhost.session import Session
 from drivebay.vhost.state import OFFERED_PROTOCOL_FEATURES
 from fuzz.choices import Choices
-from fuzz.speech import AVAIL, DESC, DOOMED, RING_SIZE, Message, Offer, Props, Speech, message
+from fuzz.speech import (
+    AVAIL,
+    DESC,
+    DOOMED,
+    INFLIGHT_AT,
+    RING_SIZE,
+    Message,
+    Offer,
+    Props,
+    Speech,
+    message,
+)
 
 __all__ = ["Messages"]
 
@@ -99,7 +110,7 @@ class Messages:
         for name in ("Fuzzed", "Other"):
             registry.add(MallocBdev(name, None, 512, 256))
         self.controllers = Controllers(Path(self.folder.name), [self.reactor], registry)
-        self.controller = await self.controllers.create_blk("fuzzed", "Fuzzed")
+        self.controller = await self.controllers.create_blk("fuzzed", "Fuzzed", packed_ring=True)
         listen_to(self.controller, self._heard)
         self.neighbour = await self._connect(await self.controllers.create_blk("other", "Other"))
         await self.expect_neighbour_served()
@@ -216,12 +227,14 @@ class Conversation:
                 region.bytes[at : at + 8] = value
                 return True
             case 14:
-                os.ftruncate(self.props.shared, self.choices.pick((1 << 16, 0, 100)))
-                if self.choices.rarely(2):
+                if self.choices.rarely(3):
+                    os.ftruncate(self.props.shared, self.choices.pick((0, 100)))
+                else:
                     os.ftruncate(self.props.doomed, 0)
                 return True
             case 15:
-                os.pwrite(self.props.shared, self.choices.raw(8), self.choices.number(2) % 0x1000)
+                at = INFLIGHT_AT + self.choices.number(2) % self.choices.pick((64, 0x4000))
+                os.pwrite(self.props.shared, self.choices.raw(8), at)
                 return True
         return await self._say(self.speech.next())
 

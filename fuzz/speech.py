@@ -27,6 +27,8 @@ WITHOUT = (0, Protocol.REPLY_ACK, 0, Protocol.CONFIGURE_MEM_SLOTS, Protocol.LOG_
 RING_SIZE = 16
 DESC, AVAIL, USED = 0x1000, 0x2000, 0x3000  # in each region
 RING_STRIDE = 0x4000
+SHARED_BYTES = 1 << 19  # an inflight region, and behind it a dirty log
+INFLIGHT_AT, LOG_AT, LOG_BYTES = 0x1000, 0x10000, 0x44000  # the log reaches up to 8.5 GiB
 DOOMED = 2 << 32  # the guest address of a region whose file may be truncated
 QUEUES = 3
 RING_MAKERS = 11  # those about rings and memory, which end a session least often
@@ -58,7 +60,7 @@ class Props:
         self.pipe = os.pipe()
         self.channel = socket.socketpair()
         self.shared = os.memfd_create("shared", os.MFD_CLOEXEC)
-        os.ftruncate(self.shared, 1 << 16)
+        os.ftruncate(self.shared, SHARED_BYTES)
         self.doomed = -1
         regions = [region.fd for region in self.memory.regions]
         ends = [end.fileno() for end in self.channel]
@@ -72,7 +74,7 @@ class Props:
         for region in self.memory.regions:
             region.bytes[: 2 * RING_STRIDE] = bytes(2 * RING_STRIDE)
         os.ftruncate(self.shared, 0)
-        os.ftruncate(self.shared, 1 << 16)
+        os.ftruncate(self.shared, SHARED_BYTES)
         self.doomed = os.memfd_create("doomed", os.MFD_CLOEXEC)
         os.ftruncate(self.doomed, 1 << 16)
 
@@ -94,6 +96,7 @@ class Speech:
         self.choices = choices
         self.props = props
         self.offer = offer
+        self.without = choices.pick((PACKED, PACKED | INDIRECT_AND_EVENT, 0))
         self._makers: tuple[tuple[int, Callable[[], tuple[bytes, list[int]]]], ...] = (
             *((request, self._vring_state) for request in (8, 10, 11, 18)),
             (Request.SET_VRING_ADDR, self._addresses),
@@ -122,10 +125,14 @@ class Speech:
         features = self._usual_features()
         memory = [self._region(0), self._region(1)]
         fds = [region.fd for region in self.props.memory.regions]
+        if self.choices.pick((False, True)):
+            memory.append(self._doomed_region())
+            fds.append(self.props.doomed)
+        table = PAIR.pack(len(memory), 0) + b"".join(memory)
         whole = [
             Message(message(16, U64.pack(protocol)), []),
             Message(message(2, U64.pack(features)), []),
-            Message(message(5, PAIR.pack(2, 0) + b"".join(memory)), fds),
+            Message(message(Request.SET_MEM_TABLE, table), fds),
             Message(message(8, PAIR.pack(0, RING_SIZE)), []),
             Message(message(9, self._good_addresses(0, 0)), []),
             Message(message(12, U64.pack(0)), [self.props.eventfds[0]]),
@@ -142,10 +149,11 @@ class Speech:
         shared = [self.props.shared]
         said = []
         if self.offer.protocol >> INFLIGHT_SHMFD & 1:
-            region = struct.pack("=QQHHI", 0x4000, 0x1000, QUEUES, RING_SIZE, 0)
+            region = struct.pack("=QQHHI", 0x4000, INFLIGHT_AT, QUEUES, RING_SIZE, 0)
             said.append(Message(message(SET_INFLIGHT_FD, region), shared))
         if self.offer.protocol >> Protocol.LOG_SHMFD & 1:
-            said.append(Message(message(SET_LOG_BASE, struct.pack("=QQ", 0x4000, 0x8000)), shared))
+            log = struct.pack("=QQ", LOG_BYTES, LOG_AT)
+            said.append(Message(message(SET_LOG_BASE, log), shared))
         return said
 
     def next(self) -> Message:
@@ -230,8 +238,9 @@ class Speech:
         return bytes(8) + self._region(which), [self.props.memory.regions[which].fd]
 
     def _usual_features(self) -> int:
-        without = self.choices.pick((PACKED, PACKED | LOG_ALL, LOG_ALL, INDIRECT_AND_EVENT, 0))
-        return self.offer.features & ~without | BIT_30
+        """Those of the opening; a migration switches the log on and off while rings run."""
+        log = self.choices.pick((LOG_ALL, 0))
+        return self.offer.features & ~self.without & ~log | BIT_30
 
     def _features(self) -> tuple[bytes, list[int]]:
         usual = self._usual_features()
@@ -251,16 +260,16 @@ class Speech:
 
     def _inflight(self) -> tuple[bytes, list[int]]:
         """``u64 mmap_size; u64 mmap_offset; u16 num_queues; u16 queue_size``"""
-        size = self._edge(self.choices.pick((0x1000, 1 << 16, 0x4000)))
-        offset = self._edge(self.choices.pick((0, 64, 0x1000)))
+        size = self._edge(self.choices.pick((0x4000, 0x1000, 1 << 16)))
+        offset = self._edge(self.choices.pick((INFLIGHT_AT, 0, 64)))
         queues = self._edge(self.choices.pick((1, 2, QUEUES))) & 0xFFFF
         entries = self._edge(self.choices.pick((RING_SIZE, 8, 1024))) & 0xFFFF
         return struct.pack("=QQHHI", size, offset, queues, entries, 0), [self.props.shared]
 
     def _log(self) -> tuple[bytes, list[int]]:
         """``u64 mmap_size; u64 mmap_offset``"""
-        size = self._edge(self.choices.pick((0x1000, 1 << 16, 1)))
-        return struct.pack("=QQ", size, self._edge(0)), [self.props.shared]
+        size = self._edge(self.choices.pick((LOG_BYTES, 0x1000, LOG_BYTES, 1)))
+        return struct.pack("=QQ", size, self._edge(LOG_AT)), [self.props.shared]
 
 
 def message(request: int, payload: bytes) -> bytes:

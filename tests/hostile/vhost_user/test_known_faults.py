@@ -12,7 +12,7 @@ import struct
 import pytest
 
 from tests.fakes.driver import Framing, Kind, Session, Status, segment_bytes
-from tests.fakes.front_end import HEADER, VERSION, FrontEnd, HungUp, Request
+from tests.fakes.front_end import HEADER, VERSION, FrontEnd, HungUp, Refused, Request, close_all
 from tests.fakes.malice import BAD_CHAINS, BAD_RINGS
 from tests.fakes.memory import MIB, adjacent
 from tests.fakes.process import wait_until
@@ -227,10 +227,6 @@ def test_spdk_1306_the_disk_goes_while_a_guest_restarts(victim: Victim) -> None:
 INFLIGHT = struct.Struct("=QQHHI")
 
 
-def inflight_offered(front: FrontEnd) -> bool:
-    return bool(front.get_protocol_features() >> 12 & 1)
-
-
 def say_inflight(front: FrontEnd, request: int, payload: bytes, fds: list[int]) -> None:
     """Send it and take whatever answer there is, descriptors and all."""
     front.send_raw(HEADER.pack(request, VERSION, len(payload)) + payload, fds)
@@ -271,3 +267,49 @@ def test_cve_2022_0669_surplus_descriptors_of_an_inflight_message_are_closed(
     os.close(write_end)
     assert os.read(read_end, 1) == b"", "somebody still holds the other end"
     os.close(read_end)
+
+
+def test_cve_2020_10726_regions_asked_for_again_and_again_are_kept_once(victim: Victim) -> None:
+    with negotiated(victim) as front:
+        payload = INFLIGHT.pack(0, 0, 4, SIZE, 0)
+        close_all(front.ask(Request.GET_INFLIGHT_FD, payload).fds)
+        held = victim.target.holds()
+        for _ in range(200):
+            close_all(front.ask(Request.GET_INFLIGHT_FD, payload).fds)
+        assert front.get_features()
+        victim.target.expect_holds(held)
+
+
+def test_cve_2022_0669_regions_that_come_again_and_again_are_kept_once(victim: Victim) -> None:
+    with negotiated(victim) as front:
+        payload = INFLIGHT.pack(0, 0, 2, SIZE, 0)
+        answer = front.ask(Request.GET_INFLIGHT_FD, payload)
+        told = answer.payload
+        front.tell(Request.SET_INFLIGHT_FD, told, answer.fds)
+        held = victim.target.holds()
+        for _ in range(200):
+            front.tell(Request.SET_INFLIGHT_FD, told, answer.fds * 4)
+        close_all(answer.fds)
+        victim.target.expect_holds(held)
+
+
+@pytest.mark.parametrize("word", range(0, 24, 2))
+def test_a_region_full_of_nonsense_is_refused_with_a_sentence_or_harmless(
+    victim: Victim, word: int
+) -> None:
+    """Each field of a queue's part in turn is wrong when a front end comes back with it."""
+    with negotiated(victim) as front:
+        payload = INFLIGHT.pack(0, 0, 1, SIZE, 0)
+        answer = front.ask(Request.GET_INFLIGHT_FD, payload)
+        told = answer.payload
+    (fd, *_) = answer.fds
+    _size, offset, *_ = INFLIGHT.unpack(told)
+    os.pwrite(fd, b"\xff\xff", offset + word)
+    with Session(victim.path, size=SIZE, queues=0) as session:
+        session.front_end.tell(Request.SET_INFLIGHT_FD, told, answer.fds)
+        try:
+            disk = session.start_queue(0, SIZE)
+            disk.write(0, b"\x01" * 512)
+        except (HungUp, Refused):
+            victim.expect_end("inflight|region")
+    close_all(answer.fds)
