@@ -14,6 +14,8 @@ from tests.hostile.vhost_user.neighbour import Neighbour
 
 numbers = itertools.count()
 
+OPEN_FILES = 1024  # what the target may have
+
 
 class Victim:
     """A controller made for one test: its name, socket, and where the log began."""
@@ -35,7 +37,7 @@ class Victim:
 
 @pytest.fixture(scope="session")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TargetProcess]:
-    target = TargetProcess(tmp_path_factory.mktemp("target"), open_files=1024)
+    target = TargetProcess(tmp_path_factory.mktemp("target"), open_files=OPEN_FILES)
     try:
         target.malloc("Good0")
         target.malloc("Bad0")

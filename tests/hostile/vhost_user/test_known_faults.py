@@ -286,6 +286,7 @@ def test_cve_2022_0669_regions_that_come_again_and_again_are_kept_once(victim: V
         answer = front.ask(Request.GET_INFLIGHT_FD, payload)
         told = answer.payload
         front.tell(Request.SET_INFLIGHT_FD, told, answer.fds)
+        assert front.get_features()  # the message before this one is done with
         held = victim.target.holds()
         for _ in range(200):
             front.tell(Request.SET_INFLIGHT_FD, told, answer.fds * 4)
