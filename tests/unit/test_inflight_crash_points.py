@@ -6,6 +6,7 @@ ring or the region has changed, another device goes on from a copy of both.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,14 @@ from tests.fakes.crash_scene import go_on, load, play
 DATA = Path(__file__).parent.parent / "data"
 
 
-# Starts from which an index, or a wrap counter, wraps on the way.
-@pytest.mark.parametrize(
-    ("packed", "start"), [(False, 0), (False, 65533), (True, 0), (True, 6), (True, 8), (True, 13)]
-)
+# Starts from which an index, or a wrap counter, wraps on the way. Sanitizers make of each step
+# fifteen, and look for another kind of fault: one start of each kind of ring is enough for them.
+STARTS = [(False, 65533), (True, 6)]
+if "libasan" not in os.environ.get("LD_PRELOAD", ""):
+    STARTS += [(False, 0), (True, 0), (True, 8), (True, 13)]
+
+
+@pytest.mark.parametrize(("packed", "start"), STARTS)
 def test_every_crash_point(packed: bool, start: int) -> None:
     seen = set()
     for number, cut in enumerate(play(packed=packed, start=start)):
