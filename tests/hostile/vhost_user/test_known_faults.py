@@ -138,6 +138,7 @@ def test_cve_2021_3544_what_a_message_brings_again_and_again_is_kept_once(victim
     with Session(victim.path) as session:
         front, port = session.front_end, session.ports[0]
         front.set_backend_req_fd().close()
+        assert front.get_features()  # what came before is closed by then
         held = victim.target.holds()
         for _ in range(100):
             front.set_vring_call(0, port.call_fd)
@@ -273,6 +274,7 @@ def test_cve_2020_10726_regions_asked_for_again_and_again_are_kept_once(victim: 
     with negotiated(victim) as front:
         payload = INFLIGHT.pack(0, 0, 4, SIZE, 0)
         close_all(front.ask(Request.GET_INFLIGHT_FD, payload).fds)
+        assert front.get_features()  # what came before is closed by then
         held = victim.target.holds()
         for _ in range(200):
             close_all(front.ask(Request.GET_INFLIGHT_FD, payload).fds)
@@ -287,6 +289,7 @@ def test_cve_2022_0669_regions_that_come_again_and_again_are_kept_once(victim: V
         told = answer.payload
         front.tell(Request.SET_INFLIGHT_FD, told, answer.fds)
         assert front.get_features()  # the message before this one is done with
+        assert front.get_features()  # what came before is closed by then
         held = victim.target.holds()
         for _ in range(200):
             front.tell(Request.SET_INFLIGHT_FD, told, answer.fds * 4)
