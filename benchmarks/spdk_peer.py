@@ -77,7 +77,7 @@ def bdevperf_config(socket: Path) -> dict[str, object]:
         "trtype": "user",
         "traddr": str(socket),
         "dev_type": "blk",
-        "vq_count": 1,
+        "vq_count": 2,  # SPDK looks for partitions with a queue of its own, perhaps still
         "vq_size": 512,
     }
     call = {"method": "bdev_virtio_attach_controller", "params": params}
