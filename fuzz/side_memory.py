@@ -72,7 +72,7 @@ class LogFile(SharedFile):
 
     def expect_marked(self, guest: Guest, changed: list[int], log: DirtyLog) -> None:
         """``changed`` are offsets in the guest's file."""
-        for at in {offset & ~0xF for offset in changed}:
+        for at in changed:
             pages = [
                 (piece.guest_addr + at - piece.offset) >> PAGE_BITS
                 for piece in guest.pieces
