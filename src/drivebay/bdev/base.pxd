@@ -11,8 +11,8 @@ from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from drivebay.reactor.io cimport (
     FRAME_DONE, FRAME_TAKEN, IO_FLUSH, IO_FUA, IO_MAY_UNMAP, IO_OPERATIONS, IO_READ, IO_UNMAP,
-    IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE, SUBMIT_PENDING, SUBMIT_QUEUED, io_complete, io_push,
-    io_t, iovec,
+    IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE, SUBMIT_PENDING, SUBMIT_QUEUED, io_complete, io_list_t,
+    io_push, io_t, iovec,
 )
 from drivebay.reactor.mailbox cimport Answer, message_answer, message_t
 from drivebay.reactor.reactor cimport Reactor, reactor_t
@@ -55,11 +55,9 @@ cdef struct channel_t:
     uint32_t flags
     uint32_t inflight       # in the module, or waiting for a bounce buffer
     message_t* draining     # those answered when inflight is 0
-    io_t* held              # first and last of those held back
-    io_t* held_last
+    io_list_t held          # those held back
     bounce_t* bounces       # free bounce buffers
-    io_t* unbounced         # first and last of those waiting for one
-    io_t* unbounced_last
+    io_list_t unbounced     # those waiting for one
     op_stats_t stats[IO_OPERATIONS]
 
 cdef struct bounce_t:

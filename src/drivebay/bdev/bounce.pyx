@@ -12,6 +12,7 @@ from drivebay.bdev.base cimport (
     FRAME_DONE, FRAME_TAKEN, IO_READ, SUBMIT_DONE, SUBMIT_PENDING, SUBMIT_QUEUED, bounce_t,
     channel_t, io_complete, io_push, io_t,
 )
+from drivebay.reactor.io cimport io_list_append, io_list_take
 
 
 cdef void copy(bounce_t* bounce, bint into_buffer) noexcept nogil:
@@ -76,16 +77,16 @@ cdef int part_done(io_t* io, void* context, uint64_t saved) noexcept nogil:
 cdef void give_back(bounce_t* bounce, io_t* io) noexcept nogil:
     """Restore the caller's view, and let the next one that waits have the buffer."""
     cdef channel_t* channel = <channel_t*>io.channel
-    cdef io_t* waiting = channel.unbounced
+    cdef io_t* waiting
     io.iov = bounce.iov
     io.iov_count = bounce.iov_count
     io.offset = bounce.offset
     io.length = bounce.length
-    if waiting == NULL:
+    if channel.unbounced.first == NULL:
         bounce.next = channel.bounces
         channel.bounces = bounce
     else:
-        channel.unbounced = waiting.link
+        waiting = io_list_take(&channel.unbounced)
         if start(bounce, waiting) == SUBMIT_DONE:
             io_complete(waiting)
 
@@ -106,12 +107,7 @@ cdef int bounce_submit(channel_t* channel, io_t* io) noexcept nogil:
     """As channel.submit; QUEUED when all buffers are in use."""
     cdef bounce_t* bounce = channel.bounces
     if bounce == NULL:
-        io.link = NULL
-        if channel.unbounced == NULL:
-            channel.unbounced = io
-        else:
-            channel.unbounced_last.link = io
-        channel.unbounced_last = io
+        io_list_append(&channel.unbounced, io)
         return SUBMIT_QUEUED
     channel.bounces = bounce.next
     return start(bounce, io)

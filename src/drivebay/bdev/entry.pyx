@@ -14,6 +14,7 @@ from drivebay.bdev.base cimport (
 )
 from drivebay.bdev.bounce cimport bounce_submit
 from drivebay.memory.platform cimport load_relaxed_u64
+from drivebay.reactor.io cimport io_list_append
 
 
 cdef inline int check(const bdev_t* bdev, const io_t* io) noexcept nogil:
@@ -103,12 +104,7 @@ cdef int module_submit(channel_t* channel, io_t* io) noexcept nogil:
 
 
 cdef int hold(channel_t* channel, io_t* io) noexcept nogil:
-    io.link = NULL
-    if channel.held == NULL:
-        channel.held = io
-    else:
-        channel.held_last.link = io
-    channel.held_last = io
+    io_list_append(&channel.held, io)
     return SUBMIT_QUEUED
 
 
@@ -129,10 +125,9 @@ cdef int bdev_submit(channel_t* channel, io_t* io) noexcept nogil:
 
 cdef void channel_release_held(channel_t* channel) noexcept nogil:
     """Send what the gate held back on its way, or to its end when removed."""
-    cdef io_t* io = channel.held
+    cdef io_t* io = channel.held.first
     cdef io_t* following
-    channel.held = NULL
-    channel.held_last = NULL
+    channel.held.first = NULL
     while io != NULL:
         following = io.link
         if bdev_submit(channel, io) == SUBMIT_DONE:

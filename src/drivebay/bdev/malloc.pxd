@@ -3,19 +3,19 @@
 from libc.stdint cimport uint8_t
 
 from drivebay.bdev.base cimport Bdev, Channel
-from drivebay.reactor.io cimport io_t
+from drivebay.reactor.io cimport io_list_t
 from drivebay.reactor.reactor cimport engine_t
 
-# The long operations on one reactor, of all malloc bdevs: they go on a piece in each turn.
-cdef struct pieces_t:
+# What is not done at once on one reactor, of all malloc bdevs.
+cdef struct copies_t:
     engine_t engine         # first: the reactor knows only this
-    io_t* first
-    io_t* last
+    io_list_t short         # copied in this turn
+    io_list_t long          # these go on a piece in each turn
 
 # channel.module of a malloc channel
 cdef struct malloc_t:
     uint8_t* memory
-    pieces_t* pieces
+    copies_t* copies
 
 cdef class MallocBdev(Bdev):
     cdef uint8_t* memory
@@ -26,7 +26,7 @@ cdef class MallocBdev(Bdev):
 
 cdef class MallocChannel(Channel):
     cdef malloc_t disk
-    cdef PiecesEngine pieces
+    cdef CopyEngine copies
 
-cdef class PiecesEngine:
-    cdef pieces_t raw
+cdef class CopyEngine:
+    cdef copies_t raw

@@ -1,10 +1,14 @@
-"""A disk in anonymous memory: reads and writes are one copy and done at once.
+"""A disk in anonymous memory: reads and writes are one copy.
 
 The memory is taken when the bdev is made, in a worker thread: a page fault in a
 reactor would hold up everybody's disks for as long as the host needs for a page.
+Unmapped memory goes back to the host.
+
+Most of a short copy is the wait for the disk's cache lines, so short ones are left to
+the end of the turn, and the lines of each are fetched while the one before is copied.
 What is longer than a piece goes on across polls, a piece in each turn, so that one
 guest that clears its disk, or reads all of it into one buffer, does not hold up the
-others. Unmapped memory goes back to the host.
+others. What lies between is copied at once.
 """
 
 from libc.errno cimport ENOMEM, errno
@@ -18,7 +22,8 @@ from drivebay.bdev.base cimport (
     Bdev, Channel, IO_FLUSH, IO_READ, IO_UNMAP, IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE,
     SUBMIT_PENDING, channel_t, io_complete, io_t,
 )
-from drivebay.reactor.io cimport io_locate
+from drivebay.memory.platform cimport prefetch_read, prefetch_write
+from drivebay.reactor.io cimport io_list_append, io_list_take, io_locate
 from drivebay.reactor.mailbox cimport message_answer, message_t
 from drivebay.reactor.reactor cimport Reactor, engine_t, reactor_add_engine, reactor_t
 
@@ -32,12 +37,18 @@ cdef extern from "<sys/mman.h>" nogil:
     int madvise(void* addr, size_t length, int advice)
 
 cdef enum:
+    SHORT_BYTES = 8192      # as many of them as a poll takes are soon copied
     PIECE_BYTES = 1048576
+    LINE_BYTES = 64
+    FIRST_LINES_BYTES = 512     # fetched at once, while nothing is copied yet
+    READ_AHEAD_BYTES = 1024     # more than that the processor fetches itself when it reads
     PAGE_BYTES = 4096
     HUGE_BYTES = 2097152
 
 
-cdef void copy_io(uint8_t* disk, io_t* io) noexcept nogil:
+cdef inline void copy_io(const io_t* io) noexcept nogil:
+    """io.engine is where the disk's part begins."""
+    cdef uint8_t* disk = <uint8_t*>io.engine
     cdef uint32_t i
     if io.operation == IO_READ:
         for i in range(io.iov_count):
@@ -63,7 +74,7 @@ cdef void clear(uint8_t* start, uint64_t length) noexcept nogil:
 
 
 cdef bint clear_piece(io_t* io) noexcept nogil:
-    """Clear the next piece; io.engine is where the disk's part begins. Returns: is all done?"""
+    """Clear the next piece. Returns: is all done?"""
     cdef uint64_t length = min(<uint64_t>PIECE_BYTES, io.length - io.done)
     clear(<uint8_t*>io.engine + io.done, length)
     io.done += length
@@ -91,50 +102,74 @@ cdef bint copy_piece(io_t* io) noexcept nogil:
     return io.done == io.length
 
 
+cdef inline bint is_copy(const io_t* io) noexcept nogil:
+    return io.operation == IO_READ or io.operation == IO_WRITE
+
+
 cdef int malloc_submit(channel_t* channel, io_t* io) noexcept nogil:
     cdef malloc_t* disk = <malloc_t*>channel.module
     io.status = 0
     if io.operation == IO_FLUSH:
         return SUBMIT_DONE
-    if io.length > PIECE_BYTES:
-        io.engine = <uint64_t>(disk.memory + io.offset)
-        append(disk.pieces, io)
-        disk.pieces.engine.inflight += 1
+    io.engine = <uint64_t>(disk.memory + io.offset)
+    if io.length <= SHORT_BYTES and is_copy(io):
+        if disk.copies.short.first == NULL:
+            fetch_lines(io, FIRST_LINES_BYTES)
+        io_list_append(&disk.copies.short, io)
+        disk.copies.engine.unflushed += 1
         return SUBMIT_PENDING
-    if io.operation == IO_READ or io.operation == IO_WRITE:
-        copy_io(disk.memory + io.offset, io)
+    if io.length > PIECE_BYTES:
+        io_list_append(&disk.copies.long, io)
+        disk.copies.engine.inflight += 1
+        return SUBMIT_PENDING
+    if is_copy(io):
+        copy_io(io)
     else:
-        clear(disk.memory + io.offset, io.length)
+        clear(<uint8_t*>io.engine, io.length)
     return SUBMIT_DONE
 
 
-cdef void append(pieces_t* pieces, io_t* io) noexcept nogil:
-    io.link = NULL
-    if pieces.first == NULL:
-        pieces.first = io
-    else:
-        pieces.last.link = io
-    pieces.last = io
+cdef inline void fetch_lines(const io_t* io, uint64_t most) noexcept nogil:
+    """The first lines of the disk's part. Bound: SHORT_BYTES."""
+    cdef uint64_t at = io.engine, end = at + min(io.length, most)
+    while at < end:
+        if io.operation == IO_READ:
+            prefetch_read(<void*>at)
+        else:
+            prefetch_write(<void*>at)
+        at += LINE_BYTES
 
 
-cdef int pieces_poll(engine_t* engine, reactor_t* reactor) noexcept nogil:
+cdef void copies_flush(engine_t* engine, reactor_t* reactor) noexcept nogil:
+    """All short copies of this turn. Bound: those of one poll of each queue."""
+    cdef copies_t* copies = <copies_t*>engine
+    cdef io_t* io = copies.short.first
+    cdef io_t* following
+    copies.short.first = NULL
+    engine.unflushed = 0
+    while io != NULL:
+        following = io.link
+        if following != NULL:
+            fetch_lines(following, READ_AHEAD_BYTES if following.operation == IO_READ
+                        else following.length)
+        copy_io(io)
+        io_complete(io)
+        io = following
+
+
+cdef int copies_poll(engine_t* engine, reactor_t* reactor) noexcept nogil:
     """One piece of the oldest long operation; then it is the next one's turn."""
-    cdef pieces_t* pieces = <pieces_t*>engine
-    cdef io_t* io = pieces.first
-    pieces.first = io.link
-    if copy_piece(io) if io.operation == IO_READ or io.operation == IO_WRITE else clear_piece(io):
+    cdef copies_t* copies = <copies_t*>engine
+    cdef io_t* io = io_list_take(&copies.long)
+    if copy_piece(io) if is_copy(io) else clear_piece(io):
         engine.inflight -= 1
         io_complete(io)
     else:
-        append(pieces, io)
+        io_list_append(&copies.long, io)
     return 1
 
 
-cdef void pieces_flush(engine_t* engine, reactor_t* reactor) noexcept nogil:
-    pass
-
-
-cdef bint pieces_arm(engine_t* engine, bint armed) noexcept nogil:
+cdef bint copies_arm(engine_t* engine, bint armed) noexcept nogil:
     return True
 
 
@@ -151,29 +186,29 @@ def available_memory():
     return 0
 
 
-cdef class PiecesEngine:
-    """One a reactor; lives as long as the reactor does."""
+cdef class CopyEngine:
+    """One a reactor, for all malloc bdevs; lives as long as the reactor does."""
 
     def __init__(self):
-        self.raw.engine.flush = pieces_flush
-        self.raw.engine.poll = pieces_poll
-        self.raw.engine.arm = pieces_arm
+        self.raw.engine.flush = copies_flush
+        self.raw.engine.poll = copies_poll
+        self.raw.engine.arm = copies_arm
         self.raw.engine.fd = -1
 
     def close(self):
         """Nothing to give back."""
 
 
-cdef PiecesEngine pieces_of(Reactor reactor):
+cdef CopyEngine copies_of(Reactor reactor):
     """The reactor's engine, made and handed over at the first malloc bdev.
 
     Worker threads may come here at the same time: the first engine noted is the one.
     """
-    cdef PiecesEngine made
-    found = reactor.shared.get("pieces")
+    cdef CopyEngine made
+    found = reactor.shared.get("copies")
     if found is None:
-        made = PiecesEngine()
-        found = reactor.shared.setdefault("pieces", made)
+        made = CopyEngine()
+        found = reactor.shared.setdefault("copies", made)
         if found is made:
             reactor.ask(act_add_engine, &made.raw.engine, made)
     return found
@@ -182,9 +217,9 @@ cdef PiecesEngine pieces_of(Reactor reactor):
 cdef class MallocChannel(Channel):
     def __init__(self, MallocBdev bdev, reactor):
         Channel.__init__(self, bdev, reactor)
-        self.pieces = pieces_of(self.reactor)
+        self.copies = copies_of(self.reactor)
         self.disk.memory = bdev.memory
-        self.disk.pieces = &self.pieces.raw
+        self.disk.copies = &self.copies.raw
         self.raw.submit = malloc_submit
         self.raw.module = &self.disk
 

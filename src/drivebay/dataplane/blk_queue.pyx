@@ -23,7 +23,6 @@ from drivebay.dataplane.ring cimport (
 from drivebay.dataplane.virtqueue cimport virtqueue_base, virtqueue_bind, virtqueue_set_base
 from drivebay.memory.guest_memory cimport MemoryTable, memtable_t
 from drivebay.memory.platform cimport CHECK, load_relaxed_u32, load_relaxed_u64
-from drivebay.reactor.clock cimport ticks_per_second
 from drivebay.reactor.mailbox cimport Answer, act_fn, answered, message_answer, message_t
 from drivebay.reactor.loop cimport SOURCE_ARMED
 from drivebay.reactor.reactor cimport (
@@ -37,9 +36,6 @@ from drivebay.wire.virtio_ring cimport (
 from typing import NamedTuple
 
 from drivebay.errors import HostError, PeerError, StateError
-
-cdef enum:
-    GATHER_BELOW_NS = 250       # a request cheaper than this is worth a wait for the next
 
 
 # --- messages from control -----------------------------------------------------------------
@@ -195,7 +191,6 @@ cdef class BlkQueue(EventOwner):
         self.iops_threshold = COALESCING_IOPS
         self.raw.coalescing.timer.fn = send_owed_call
         self.raw.coalescing.timer.context = &self.raw
-        self.raw.gather_below = GATHER_BELOW_NS * ticks_per_second() // 1_000_000_000
         text = serial
         memcpy(self.raw.serial, text, min(len(serial), VIRTIO_BLK_ID_BYTES))
         self.raw.source.poll = blk_queue_poll
@@ -268,7 +263,7 @@ cdef class BlkQueue(EventOwner):
             inflight.recover_split(vq.size, vq.next_used, vq.next_avail)
             vq.next_avail = <uint16_t>inflight.base
         vq.avail_seen = vq.next_avail
-        vq.published = vq.next_used
+        vq.published = vq.announced = vq.next_used
         vq.inflight = inflight.raw
         self.inflight = inflight
         self.raw.again = inflight.chains

@@ -54,7 +54,8 @@ cdef struct blk_queue_t:
     int32_t call            # eventfd, or -1
     int32_t err             # eventfd for a broken ring, or -1
     uint32_t old_inflight   # of those, translated with an older table
-    uint32_t gather_below   # ticks a request: wait for more when cheaper
+    uint8_t gather_rest
+    uint8_t gather_pause
     coalescing_t coalescing
     message_t* stopping     # answered when nothing is left to do
     message_t* switching    # those answered when old_inflight is 0

@@ -15,7 +15,8 @@ from drivebay.dataplane.coalescing cimport coalescing_hold, coalescing_owes
 from drivebay.dataplane.dirty_log cimport dirty_log_host, dirty_log_iovecs
 from drivebay.dataplane.ring cimport FAULT_CALL_BLOCKED, POP_CHAIN, token_t, virtqueue_bad
 from drivebay.dataplane.virtqueue cimport (
-    virtqueue_arm, virtqueue_base, virtqueue_disarm, virtqueue_fill, virtqueue_log, virtqueue_look,
+    virtqueue_announce, virtqueue_arm, virtqueue_base, virtqueue_disarm, virtqueue_fill,
+    virtqueue_log, virtqueue_look,
     virtqueue_pop, virtqueue_prefetch, virtqueue_publish, virtqueue_seen, virtqueue_take,
     virtqueue_walk, virtqueue_walk_again)
 from drivebay.memory.guest_memory cimport memtable_t
@@ -25,7 +26,7 @@ from drivebay.reactor.io cimport (
     io_t, iovec)
 from drivebay.reactor.mailbox cimport event_raise, message_answer, message_t
 from drivebay.reactor.reactor cimport (
-    reactor_detach, reactor_mark_dirty, reactor_notify, reactor_t, source_t)
+    SOURCE_HOT, reactor_detach, reactor_mark_dirty, reactor_notify, reactor_t, source_t)
 from drivebay.wire.virtio_blk cimport (
     VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_S_IOERR, VIRTIO_BLK_S_OK, VIRTIO_BLK_S_UNSUPP)
 
@@ -33,6 +34,7 @@ cdef enum:
     POLL_CHAINS = 32            # of one queue in one poll
     POLL_COPY_BYTES = 262144    # the same, for bdevs that copy
     GATHER_LOOKS = 3
+    GATHER_PAUSE_MOST = 63
 
 
 # --- the way in ----------------------------------------------------------------------------
@@ -50,21 +52,36 @@ cdef inline bint is_serving(const blk_queue_t* q) noexcept nogil:
     return q.enabled and not q.broken and (q.stopping == NULL or q.again_left)
 
 
+cdef inline void announce(blk_queue_t* q) noexcept nogil:
+    """Notify the guest of what was published, if it wants that."""
+    if virtqueue_announce(&q.vq) and (
+            not q.coalescing.base
+            or not coalescing_hold(&q.coalescing, q.reactor, q.requests)):
+        blk_queue_call(q)
+
+
 cdef inline void gather(blk_queue_t* q) noexcept nogil:
     """Let a driver that is adding requests finish. Bound: GATHER_LOOKS.
 
     A poll that takes one chain pays two transfers of cache lines between cores
-    for it; when a request costs less than that, waiting wins.
+    for it, so waiting wins if more come at once. Where none did, the next polls go without:
+    twice as many each time.
     """
     cdef int i
-    cdef uint32_t before
-    if q.source.cost > q.gather_below:
+    cdef uint32_t first = virtqueue_seen(&q.vq), before = first
+    if q.gather_rest:
+        q.gather_rest -= 1
         return
     for i in range(GATHER_LOOKS):
         before = virtqueue_seen(&q.vq)
         cpu_pause()
         if virtqueue_look(&q.vq) != POP_CHAIN or (i and virtqueue_seen(&q.vq) == before):
-            return
+            break
+    if virtqueue_seen(&q.vq) != first:
+        q.gather_pause = 0
+        return
+    q.gather_pause = min(2 * q.gather_pause + 1, GATHER_PAUSE_MOST)
+    q.gather_rest = q.gather_pause
 
 
 cdef int blk_queue_poll(source_t* source, reactor_t* reactor) noexcept nogil:
@@ -73,6 +90,7 @@ cdef int blk_queue_poll(source_t* source, reactor_t* reactor) noexcept nogil:
     cdef uint64_t bytes = 0
     cdef int taken = 0, count
     if not is_serving(q):
+        announce(q)
         return 0
     if q.again_left:                # only then what is new
         count = min(q.again_left, <uint16_t>POLL_CHAINS)
@@ -93,7 +111,9 @@ cdef int blk_queue_poll(source_t* source, reactor_t* reactor) noexcept nogil:
 cdef inline int see_chains(blk_queue_t* q) noexcept nogil:
     """How many there are for this poll."""
     cdef int count
-    if virtqueue_look(&q.vq) == POP_CHAIN:
+    cdef int found = virtqueue_look(&q.vq)
+    announce(q)
+    if found == POP_CHAIN:
         gather(q)
     count = min(virtqueue_seen(&q.vq), <uint32_t>POLL_CHAINS)
     if count > 2:
@@ -289,6 +309,7 @@ cdef inline void log_ring(blk_queue_t* q) noexcept nogil:
 cdef void blk_queue_end(blk_queue_t* q) noexcept nogil:
     """Nothing is in flight any more: tell control where the ring stands."""
     cdef message_t* message = q.stopping
+    announce(q)
     if coalescing_owes(&q.coalescing, q.reactor):
         blk_queue_call(q)
     reactor_detach(q.reactor, &q.source)
@@ -298,11 +319,10 @@ cdef void blk_queue_end(blk_queue_t* q) noexcept nogil:
 cdef void blk_queue_publish(source_t* source, reactor_t* reactor) noexcept nogil:
     """Show the guest what completed, tell it once, and answer control if it waits for that."""
     cdef blk_queue_t* q = <blk_queue_t*>source
-    cdef bint wanted = virtqueue_publish(&q.vq)
+    virtqueue_publish(&q.vq)
     log_ring(q)
-    if wanted and (not q.coalescing.base
-                   or not coalescing_hold(&q.coalescing, reactor, q.requests)):
-        blk_queue_call(q)
+    if source.state != SOURCE_HOT:      # else the next poll does it, in the next turn
+        announce(q)
     if q.switching != NULL and q.old_inflight == 0:
         answer_switches(q)
     if q.stopping != NULL and blk_queue_is_drained(q):

@@ -114,23 +114,20 @@ cdef inline void packed_fill(
     if vq.inflight.packed != NULL:
         inflight_give(&vq.inflight, token.entry)
 
-cdef inline bint packed_publish(virtqueue_t* vq) noexcept nogil:
-    """virtio 1.3 §2.8.10: the driver's area says when it wants to be told."""
-    cdef uint16_t old = vq.published, distance
-    cdef uint32_t event, wish
-    if old == vq.next_used:
-        return False
-    store_release_u16(&vq.ring[old & vq.mask].flags, vq.first_flags)
+cdef inline void packed_publish(virtqueue_t* vq) noexcept nogil:
+    store_release_u16(&vq.ring[vq.published & vq.mask].flags, vq.first_flags)
     vq.published = vq.next_used
     if vq.inflight.packed != NULL:
         inflight_settle(&vq.inflight, packed_off_wrap(vq, vq.next_used))
-    fence_seq_cst()     # the descriptors are visible before the driver's wish is read
-    event = load_relaxed_u32(vq.driver_event)
-    wish = event >> 16 & 3
+
+cdef inline bint packed_wants_call(virtqueue_t* vq, uint16_t count) noexcept nogil:
+    """virtio 1.3 §2.8.10: the driver's area says when it wants to be told."""
+    cdef uint16_t distance
+    cdef uint32_t event = load_relaxed_u32(vq.driver_event), wish = event >> 16 & 3
     if vq.event_idx and wish == VIRTQ_EVENT_F_DESC:
         # How far behind the batch's end the wish lies, as positions repeat after two laps.
-        distance = vq.next_used - 1 - packed_position(vq, <uint16_t>event)
-        return distance & (2 * vq.size - 1) < <uint16_t>(vq.next_used - old)
+        distance = vq.published - 1 - packed_position(vq, <uint16_t>event)
+        return distance & (2 * vq.size - 1) < count
     return wish != VIRTQ_EVENT_F_DISABLE
 
 cdef inline bint packed_arm(virtqueue_t* vq) noexcept nogil:

@@ -70,6 +70,7 @@ cdef struct virtqueue_t:
     uint16_t avail_seen         # where the driver was, as seen last; packed: at most there
     uint16_t next_used          # next entry to fill
     uint16_t published          # what lies before it is shown to the driver
+    uint16_t announced          # what lies before it the driver was told of, if it wanted
     uint16_t first_flags        # packed: of the descriptor at published, shown last
     uint16_t stride             # packed: descriptors of the last chain
     virtq_desc* desc            # host addresses of a split ring, checked by BlkQueue

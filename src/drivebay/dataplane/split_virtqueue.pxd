@@ -69,21 +69,18 @@ cdef inline uint16_t* split_used_event(virtqueue_t* vq) noexcept nogil:
 cdef inline uint16_t* split_avail_event(virtqueue_t* vq) noexcept nogil:
     return <uint16_t*>&vq.used.ring[vq.size]
 
-cdef inline bint split_publish(virtqueue_t* vq) noexcept nogil:
-    """virtio 1.3 §2.7.7.2: with EVENT_IDX the flags are ignored, and the driver is
-    notified when used.idx passes used_event.
-    """
-    cdef uint16_t old = vq.published
-    if old == vq.next_used:
-        return False
+cdef inline void split_publish(virtqueue_t* vq) noexcept nogil:
     store_release_u16(&vq.used.idx, vq.next_used)
     vq.published = vq.next_used
     if vq.inflight.split != NULL:
         inflight_settle(&vq.inflight, vq.next_used)
-    fence_seq_cst()     # the new index is visible before the driver's wish is read
+
+cdef inline bint split_wants_call(virtqueue_t* vq, uint16_t count) noexcept nogil:
+    """virtio 1.3 §2.7.7.2: with EVENT_IDX the flags are ignored, and the driver is
+    notified when used.idx passes used_event.
+    """
     if vq.event_idx:
-        return (<uint16_t>(vq.next_used - load_relaxed_u16(split_used_event(vq)) - 1)
-                < <uint16_t>(vq.next_used - old))
+        return <uint16_t>(vq.published - load_relaxed_u16(split_used_event(vq)) - 1) < count
     return not load_relaxed_u16(&vq.avail.flags) & VIRTQ_AVAIL_F_NO_INTERRUPT
 
 cdef inline bint split_arm(virtqueue_t* vq) noexcept nogil:

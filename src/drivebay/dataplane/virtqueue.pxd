@@ -12,14 +12,15 @@ from drivebay.dataplane.inflight cimport recovered_t
 from drivebay.dataplane.packed_virtqueue cimport (
     packed_arm, packed_disarm, packed_fill, packed_look, packed_off_wrap, packed_pop,
     packed_prefetch, packed_publish, packed_set_base, packed_take, packed_walk, packed_walk_again,
+    packed_wants_call,
 )
 from drivebay.dataplane.ring cimport chain_t, token_t, virtqueue_t
 from drivebay.dataplane.split_virtqueue cimport (
     split_arm, split_disarm, split_fill, split_look, split_pop, split_prefetch, split_publish,
-    split_take, split_walk,
+    split_take, split_walk, split_wants_call,
 )
 from drivebay.memory.guest_memory cimport memtable_t
-from drivebay.memory.platform cimport load_relaxed_u16
+from drivebay.memory.platform cimport fence_seq_cst, load_relaxed_u16
 from drivebay.wire.virtio_ring cimport (
     virtq_avail, virtq_desc, virtq_packed_desc, virtq_packed_event, virtq_used, virtq_used_elem,
 )
@@ -52,7 +53,7 @@ cdef inline void virtqueue_set_base(virtqueue_t* vq, uint32_t base) noexcept nog
         vq.next_avail = <uint16_t>base
         vq.next_used = load_relaxed_u16(&vq.used.idx)
     vq.avail_seen = vq.next_avail
-    vq.published = vq.next_used
+    vq.published = vq.announced = vq.next_used
 
 cdef inline int virtqueue_look(virtqueue_t* vq) noexcept nogil:
     """See what is new. Returns: POP_CHAIN when there are chains to pop."""
@@ -107,11 +108,28 @@ cdef inline void virtqueue_fill(
     else:
         split_fill(vq, token, written)
 
-cdef inline bint virtqueue_publish(virtqueue_t* vq) noexcept nogil:
-    """Show the driver what was filled. Returns: whether it wants a notification."""
+cdef inline void virtqueue_publish(virtqueue_t* vq) noexcept nogil:
+    """Show the driver what was filled."""
+    if vq.published == vq.next_used:
+        return
     if vq.packed:
-        return packed_publish(vq)
-    return split_publish(vq)
+        packed_publish(vq)
+    else:
+        split_publish(vq)
+
+cdef inline bint virtqueue_announce(virtqueue_t* vq) noexcept nogil:
+    """After a publish: does the driver want to be told? Asked once for what was shown.
+
+    Better not at once: the fence waits until the driver's core has seen what was stored.
+    """
+    cdef uint16_t count = vq.published - vq.announced
+    if count == 0:
+        return False
+    vq.announced = vq.published
+    fence_seq_cst()     # what was shown is visible before the driver's wish is read
+    if vq.packed:
+        return packed_wants_call(vq, count)
+    return split_wants_call(vq, count)
 
 cdef inline bint virtqueue_arm(virtqueue_t* vq) noexcept nogil:
     """Ask for kicks, then look once more. True: work is there."""

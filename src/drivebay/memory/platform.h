@@ -49,12 +49,15 @@ static inline int compare_exchange_ptr(void *p, void *expected, void *desired) {
 static inline void fence_seq_cst(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 static inline void prefetch_read(const void *p) { __builtin_prefetch(p, 0, 3); }
-static inline void prefetch_write(const void *p) { __builtin_prefetch(p, 1, 3); }
 
 #if defined(__x86_64__)
+/* The compiler's own would only read here: not every x86-64 has the instruction, but to those
+ * that do not it is a no-op. */
+static inline void prefetch_write(const void *p) { __asm__ volatile("prefetchw %0" ::"m"(*(const char *)p)); }
 static inline void cpu_pause(void) { __builtin_ia32_pause(); }
 static inline uint64_t tsc_read(void) { return __builtin_ia32_rdtsc(); }
 #elif defined(__aarch64__)
+static inline void prefetch_write(const void *p) { __builtin_prefetch(p, 1, 3); }
 static inline void cpu_pause(void) { __asm__ volatile("yield" ::: "memory"); }
 static inline uint64_t tsc_read(void) {
     uint64_t v;

@@ -61,6 +61,11 @@ cdef struct io_t:
     uint8_t frame_count
     frame_t frames[IO_FRAMES]
 
+# Linked by io_t.link, oldest first; one that is empty has no first.
+cdef struct io_list_t:
+    io_t* first
+    io_t* last
+
 cdef enum:
     BLOCK_IOVECS = 1088     # 1,024 descriptors, and borders of regions between them
 
@@ -68,6 +73,20 @@ cdef enum:
 cdef struct iovec_block_t:
     iovec_block_t* next
     iovec iov[BLOCK_IOVECS]
+
+cdef inline void io_list_append(io_list_t* found, io_t* io) noexcept nogil:
+    io.link = NULL
+    if found.first == NULL:
+        found.first = io
+    else:
+        found.last.link = io
+    found.last = io
+
+cdef inline io_t* io_list_take(io_list_t* found) noexcept nogil:
+    """The oldest, which must be there."""
+    cdef io_t* io = found.first
+    found.first = io.link
+    return io
 
 cdef inline uint32_t io_locate(const io_t* io, uint64_t* skip) noexcept nogil:
     """The buffer in which io.done bytes end, and how many of them lie in it.

@@ -31,7 +31,6 @@ cdef struct source_t:
     uint64_t polls
     uint64_t busy_polls     # those that found work
     uint64_t busy           # ticks of them, and of engines for it
-    uint32_t cost           # ticks a unit of work in the last of them
     uint32_t inflight       # requests whose completion will bring the next ones
     int kick                # eventfd, or -1: never armed
     uint8_t state

@@ -11,7 +11,7 @@ Context: all of it runs on the reactor's own thread, without the GIL.
 """
 
 from libc.errno cimport EINTR, errno
-from libc.stdint cimport UINT32_MAX, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from posix.time cimport timespec
 from posix.unistd cimport write
 
@@ -163,19 +163,19 @@ cdef inline bint is_resting(const reactor_t* reactor, const source_t* source) no
     return not source.inflight and reactor.now - source.last_work > reactor.pacing.longest
 
 
-cdef inline void count_poll(reactor_t* reactor, source_t* source, int done) noexcept nogil:
-    """Who was served, and how long that took."""
-    cdef uint64_t now, ticks
+cdef inline void count_time(reactor_t* reactor, source_t* source, uint64_t now) noexcept nogil:
+    """The time since the last count was for this one."""
+    source.busy += now - reactor.counted
+    reactor.counted = now
+
+
+cdef inline void count_poll(reactor_t* reactor, source_t* source) noexcept nogil:
+    """Who was served, and how long that took: of a single one, the end of the turn tells."""
     source.last_work = reactor.now
     source.busy_polls += 1
     reactor.served = source
-    if not reactor.running:
-        return
-    now = tsc_read()
-    ticks = now - reactor.counted
-    reactor.counted = now
-    source.busy += ticks
-    source.cost = <uint32_t>min(ticks // <uint64_t>done, <uint64_t>UINT32_MAX)
+    if reactor.hot_count > 1 and reactor.running:
+        count_time(reactor, source, tsc_read())
 
 
 cdef int serve_sources(reactor_t* reactor) noexcept nogil:
@@ -192,7 +192,7 @@ cdef int serve_sources(reactor_t* reactor) noexcept nogil:
         if done and reactor.blocks_short and greedy == NULL:
             greedy = source
         if done:
-            count_poll(reactor, source, done)
+            count_poll(reactor, source)
             work += done
         elif is_resting(reactor, source):
             arm_source(reactor, source)
@@ -225,16 +225,16 @@ cdef int serve_engines(reactor_t* reactor) noexcept nogil:
 cdef void count_engines(reactor_t* reactor) noexcept nogil:
     """Their time is for those whose requests completed, else for the last one that sent some."""
     cdef source_t* source = reactor.dirty
-    cdef uint64_t ticks
-    if source == NULL and reactor.served == NULL:
+    cdef uint64_t now, share
+    if reactor.dirty_count < 2:
+        if source != NULL:
+            reactor.served = source     # the end of the turn tells
         return
-    ticks = tsc_read() - reactor.counted
-    if source == NULL:
-        reactor.served.busy += ticks
-        return
-    ticks //= reactor.dirty_count
+    now = tsc_read()
+    share = (now - reactor.counted) // reactor.dirty_count
+    reactor.counted = now
     while source != NULL:
-        source.busy += ticks
+        source.busy += share
         source = source.next_dirty
 
 
@@ -372,6 +372,8 @@ cdef void reactor_run(reactor_t* reactor) noexcept nogil:
         reactor.now = after
         if work:
             reactor.busy += after - before
+            if reactor.served != NULL:
+                count_time(reactor, reactor.served, after)
             reactor.last_work = after
         else:
             reactor.idle += after - before

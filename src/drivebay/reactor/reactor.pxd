@@ -3,7 +3,7 @@
 from libc.stdint cimport uint64_t
 
 from drivebay.reactor.loop cimport (
-    engine_t, reactor_add_engine, reactor_attach, reactor_detach, reactor_mark_dirty,
+    SOURCE_HOT, engine_t, reactor_add_engine, reactor_attach, reactor_detach, reactor_mark_dirty,
     reactor_notify, reactor_rewatch, reactor_t, reactor_timer_cancel, reactor_timer_set,
     reactor_wake, source_t)
 from drivebay.reactor.mailbox cimport Answer, ControlMailbox, act_fn
