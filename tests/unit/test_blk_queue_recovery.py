@@ -106,6 +106,25 @@ def test_what_was_in_flight_is_done_once_and_in_order_before_what_came_later(
     assert scene.stop() == scene.where(disk)
 
 
+@pytest.mark.parametrize("start", [1, 45, 1000, 65530])
+def test_spdk_3766_the_first_request_of_a_new_region_on_a_ring_that_is_not_new(
+    scene: Scene, start: int
+) -> None:
+    """The region must know where the ring stands: if it began with 0, the first request would
+    pass for one of a batch whose end was not noted, and nobody would do it again."""
+    disk = scene.start(start)
+    scene.die()
+    held = disk.queue(Kind.IN, 0, room=512)
+    disk.publish()
+    scene.machine.step(3)
+    assert scene.machine.queues[-1].counters().inflight == 1
+    scene.machine.settle(scene.machine.queues[-1].set_enabled(False))
+    scene.succeed(disk)
+    scene.machine.step(5)
+    assert disk.collect() == [held]
+    assert held.completion == Completion(Status.OK, 513, bytes(512))
+
+
 @pytest.mark.parametrize("start", STARTS)
 def test_nothing_was_in_flight(scene: Scene, start: int) -> None:
     disk = scene.start(start)

@@ -6,7 +6,7 @@ poll. What is prepared is submitted once per turn.
 
 from libc.stdint cimport int64_t, uint16_t, uint32_t, uint64_t
 
-from drivebay.reactor.io cimport io_t
+from drivebay.reactor.io cimport io_list_t, io_t
 from drivebay.reactor.reactor cimport engine_t, reactor_t
 
 cdef enum:
@@ -30,8 +30,7 @@ cdef struct uring_t:
     void* cqes
     uring_t* plain          # of a polled ring: takes what the device does not poll; else NULL
     int64_t budget          # bytes that this turn may still bring to the kernel
-    io_t* waiting           # first and last of those without room in ring or budget
-    io_t* waiting_last
+    io_list_t waiting       # those without room in ring or budget
     uint32_t free_count     # of the places in the ring's table of files
     uint16_t free_places[URING_FILES]
 

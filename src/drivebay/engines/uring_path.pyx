@@ -23,7 +23,7 @@ from drivebay.memory.platform cimport (
 )
 from drivebay.reactor.io cimport (
     IO_FLUSH, IO_FUA, IO_MAY_UNMAP, IO_READ, IO_UNMAP, IO_WRITE, IO_WRITE_ZEROES, io_complete,
-    io_locate, io_t)
+    io_list_append, io_list_take, io_locate, io_t)
 from drivebay.reactor.reactor cimport engine_t, reactor_t
 
 cdef extern from "<linux/falloc.h>" nogil:
@@ -133,15 +133,10 @@ cdef inline bint has_room(const uring_t* uring) noexcept nogil:
 cdef void enqueue(uring_t* uring, io_t* io) noexcept nogil:
     """Into the ring, or behind those that wait for room in it."""
     uring.engine.unflushed += 1
-    if uring.waiting == NULL and has_room(uring):
+    if uring.waiting.first == NULL and has_room(uring):
         prepare(uring, io)
-        return
-    io.link = NULL
-    if uring.waiting == NULL:
-        uring.waiting = io
     else:
-        uring.waiting_last.link = io
-    uring.waiting_last = io
+        io_list_append(&uring.waiting, io)
 
 
 cdef void uring_start(uring_t* uring, io_t* io, uint64_t file) noexcept nogil:
@@ -152,13 +147,8 @@ cdef void uring_start(uring_t* uring, io_t* io, uint64_t file) noexcept nogil:
 
 
 cdef void refill(uring_t* uring) noexcept nogil:
-    cdef io_t* io = uring.waiting
-    cdef io_t* following
-    while io != NULL and has_room(uring):
-        following = io.link
-        prepare(uring, io)
-        io = following
-    uring.waiting = io
+    while uring.waiting.first != NULL and has_room(uring):
+        prepare(uring, io_list_take(&uring.waiting))
 
 
 cdef void uring_flush(engine_t* engine, reactor_t* reactor) noexcept nogil:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import random
 import struct
-import time
 from collections.abc import Iterator
 
 import pytest
 
 from tests.fakes.driver import F_RING_PACKED, Kind, Session, Status
-from tests.fakes.front_end import HungUp
 from tests.fakes.malice_packed import BAD_PACKED_RINGS, buffer_at, header_at, offer
-from tests.fakes.packed_ring import PackedRing
 from tests.fakes.process import wait_until
 from tests.fakes.ring import F_NEXT, F_WRITE
 from tests.hostile.vhost_user.conftest import Victim
+from tests.hostile.vhost_user.giving_up import (
+    SIZE,
+    expect_a_new_start,
+    expect_one_queue_given_up,
+    expect_random_rings_to_harm_nobody,
+    wait_for_error,
+)
 from tests.hostile.vhost_user.neighbour import Neighbour
-from tests.hostile.vhost_user.test_rings import wait_for_error
-
-SIZE = 16
 
 
 @pytest.fixture
@@ -37,29 +38,12 @@ def expect_packed(session: Session) -> None:
 
 @pytest.mark.parametrize("name", BAD_PACKED_RINGS)
 def test_a_bad_ring_is_given_up_with_a_sentence(packed_victim: Victim, name: str) -> None:
-    with Session(packed_victim.path, queues=2, size=SIZE) as session:
-        expect_packed(session)
-        bad, good = session.drivers
-        bad.write(0, b"\x11" * 512)
-        BAD_PACKED_RINGS[name](bad.packed)
-        bad.port.kick()
-        wait_for_error(session.ports[0])
-        packed_victim.expect_sentence("queue 0 is given up: .+")
-        assert good.read(0, 512) == b"\x11" * 512
-        assert session.ports[1].take_errors() == 0
-        assert session.front_end.get_features(), "the session itself goes on"
+    expect_one_queue_given_up(packed_victim, lambda disk: BAD_PACKED_RINGS[name](disk.packed))
 
 
 @pytest.mark.parametrize("name", BAD_PACKED_RINGS)
 def test_a_broken_queue_starts_anew_after_a_stop(packed_victim: Victim, name: str) -> None:
-    with Session(packed_victim.path, size=SIZE) as session:
-        BAD_PACKED_RINGS[name](session.disk.packed)
-        session.disk.port.kick()
-        wait_for_error(session.ports[0])
-        session.front_end.get_vring_base(0)
-        disk = session.start_queue(0, SIZE)
-        disk.write(0, b"\x33" * 512)
-        assert disk.read(0, 512) == b"\x33" * 512
+    expect_a_new_start(packed_victim, lambda disk: BAD_PACKED_RINGS[name](disk.packed))
 
 
 @pytest.mark.parametrize("identity", [0, 1, SIZE - 1, SIZE, 1000, 0x7FFF, 0xFFFF])
@@ -112,8 +96,9 @@ def test_cve_2019_9547_a_ring_that_is_one_chain(packed_victim: Victim) -> None:
 # ---- any nonsense -----------------------------------------------------------------------
 
 
-def stomp(session: Session, ring: PackedRing, rng: random.Random) -> None:
+def stomp(session: Session, rng: random.Random) -> None:
     """Random descriptors and event areas over the real ring."""
+    ring = session.disk.packed
     places = [region.guest_addr + 8 * rng.randrange(1000) for region in session.memory.regions]
     places += [0, 0xDEAD_0000_0000, (1 << 64) - 1, ring.desc]
     for _ in range(rng.randrange(1, 40)):
@@ -129,19 +114,7 @@ def stomp(session: Session, ring: PackedRing, rng: random.Random) -> None:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_random_rings(packed_victim: Victim, neighbour: Neighbour, seed: int) -> None:
-    """Twice three seconds of it, reproducible from the seed up to thread timing."""
-    rng = random.Random(seed)
-    deadline = time.monotonic() + 3
-    while time.monotonic() < deadline:
-        with Session(packed_victim.path, size=SIZE) as session:
-            for _ in range(20):
-                stomp(session, session.disk.packed, rng)
-                if rng.randrange(4) == 0:
-                    try:
-                        session.front_end.get_features()
-                    except HungUp:
-                        break
-        neighbour.expect_progress(1)
+    expect_random_rings_to_harm_nobody(packed_victim, neighbour, seed, stomp)
 
 
 def test_one_queue_is_given_up_and_requests_go_on_in_the_other(packed_victim: Victim) -> None:

@@ -11,36 +11,26 @@ import time
 
 import pytest
 
-from tests.fakes.driver import BlkDriver, EventPort, Kind, Session
+from tests.fakes.driver import BlkDriver, Kind, Session
 from tests.fakes.front_end import HungUp, Refused
 from tests.fakes.malice import BAD_CHAINS, BAD_RINGS
 from tests.fakes.process import wait_until
 from tests.fakes.ring import Segment
 from tests.hostile.vhost_user.conftest import Victim
+from tests.hostile.vhost_user.giving_up import (
+    SIZE,
+    expect_a_new_start,
+    expect_one_queue_given_up,
+    expect_random_rings_to_harm_nobody,
+    wait_for_error,
+)
 from tests.hostile.vhost_user.neighbour import Neighbour
 from tests.hostile.vhost_user.test_messages import drain_to_the_end
-
-SIZE = 16
-
-
-def wait_for_error(port: EventPort) -> None:
-    poll = select.poll()
-    poll.register(port.err_fd, select.POLLIN)
-    assert poll.poll(30_000), "the error eventfd was never written"
 
 
 @pytest.mark.parametrize("name", BAD_RINGS)
 def test_a_bad_ring_is_given_up_with_a_sentence(victim: Victim, name: str) -> None:
-    with Session(victim.path, queues=2, size=SIZE) as session:
-        bad, good = session.drivers
-        bad.write(0, b"\x11" * 512)
-        BAD_RINGS[name](bad.ring)
-        bad.port.kick()
-        wait_for_error(session.ports[0])
-        victim.expect_sentence("queue 0 is given up: .+")
-        assert good.read(0, 512) == b"\x11" * 512
-        assert session.ports[1].take_errors() == 0
-        assert session.front_end.get_features(), "the session itself goes on"
+    expect_one_queue_given_up(victim, lambda disk: BAD_RINGS[name](disk.ring))
 
 
 @pytest.mark.parametrize("name", BAD_RINGS)
@@ -66,15 +56,7 @@ def test_a_bad_chain_comes_back_empty(victim: Victim, name: str) -> None:
 
 
 def test_a_broken_queue_starts_anew_after_a_stop(victim: Victim) -> None:
-    """A guest that reboots gets its disk back without a new session."""
-    with Session(victim.path, size=SIZE) as session:
-        BAD_RINGS["head_far_out_of_range"](session.disk.ring)
-        session.disk.port.kick()
-        wait_for_error(session.ports[0])
-        session.front_end.get_vring_base(0)
-        disk = session.start_queue(0, SIZE)
-        disk.write(0, b"\x33" * 512)
-        assert disk.read(0, 512) == b"\x33" * 512
+    expect_a_new_start(victim, lambda disk: BAD_RINGS["head_far_out_of_range"](disk.ring))
 
 
 def test_a_head_offered_twice_in_one_batch_is_never_answered_more_than_twice(
@@ -207,19 +189,7 @@ def fuzz_ring(session: Session, rng: random.Random) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_random_rings(victim: Victim, neighbour: Neighbour, seed: int) -> None:
-    """Four times three seconds of it, reproducible from the seed up to thread timing."""
-    rng = random.Random(seed)
-    deadline = time.monotonic() + 3
-    while time.monotonic() < deadline:
-        with Session(victim.path, size=SIZE, start=rng.choice([0, 65530])) as session:
-            for _ in range(20):
-                fuzz_ring(session, rng)
-                if rng.randrange(4) == 0:
-                    try:
-                        session.front_end.get_features()
-                    except HungUp:
-                        break
-        neighbour.expect_progress(1)
+    expect_random_rings_to_harm_nobody(victim, neighbour, seed, fuzz_ring)
 
 
 # ---- notifiers --------------------------------------------------------------------------
