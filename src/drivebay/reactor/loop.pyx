@@ -16,9 +16,9 @@ from posix.time cimport timespec
 from posix.unistd cimport write
 
 from drivebay.memory.platform cimport (
-    CHECK, cpu_pause, fence_seq_cst, load_acquire_ptr, load_relaxed_u64, store_release_u32,
+    CHECK, cpu_pause, fence_seq_cst, load_acquire_ptr, load_acquire_u64, store_release_u32,
     tsc_read)
-from drivebay.reactor.mailbox cimport mailbox_take, message_t
+from drivebay.reactor.mailbox cimport mailbox_take, message_t, sched_getcpu
 from drivebay.reactor.pacing cimport pacing_nap, pacing_woken, pacing_worked
 from drivebay.reactor.timer cimport timers_due, timers_run
 from drivebay.reactor.watch cimport (
@@ -303,6 +303,13 @@ cdef const timespec* until_deadline(const reactor_t* reactor, timespec* left) no
     return left
 
 
+cdef void measure_wake_up(reactor_t* reactor) noexcept nogil:
+    """What it took from the doorbell to here. From the same core it was none: that was awake."""
+    cdef uint64_t rung = load_acquire_u64(&reactor.mailbox.rung)
+    if reactor.mailbox.rung_on != sched_getcpu():
+        pacing_woken(&reactor.pacing, tsc_read() - rung)
+
+
 cdef void reactor_look(reactor_t* reactor, bint wait) noexcept nogil:
     """See what epoll has: kicks make their source HOT; the rest only wakes us."""
     cdef epoll_event events[LOOK_EVENTS]
@@ -316,8 +323,7 @@ cdef void reactor_look(reactor_t* reactor, bint wait) noexcept nogil:
         if events[i].data.u64 & WATCH_MASK == WATCH_SOURCE:
             reactor_wake(reactor, <source_t*>events[i].data.u64)
         elif wait and events[i].data.u64 & WATCH_MASK == WATCH_MAILBOX:
-            pacing_woken(
-                &reactor.pacing, tsc_read() - load_relaxed_u64(&reactor.mailbox.rung))
+            measure_wake_up(reactor)
 
 
 cdef bint engines_busy(reactor_t* reactor) noexcept nogil:

@@ -31,6 +31,10 @@ cdef struct mailbox_t:
     uint32_t asleep         # the owner wants the doorbell
     int doorbell            # eventfd
     uint64_t rung           # tick of the last ring
+    int rung_on             # and the core of the one who rang
+
+cdef extern from "<sched.h>" nogil:
+    int sched_getcpu()
 
 cdef int mailbox_open(mailbox_t* box) except -1
 cdef void mailbox_close(mailbox_t* box) noexcept

@@ -45,6 +45,7 @@ cdef void mailbox_ring(mailbox_t* box) noexcept nogil:
     # pairs with [A] in reactor_sleep: the post is visible before asleep is read
     fence_seq_cst()
     if exchange_u32(&box.asleep, 0):
+        box.rung_on = sched_getcpu()
         store_release_u64(&box.rung, tsc_read())
         write(box.doorbell, &one, sizeof(one))
 
