@@ -41,6 +41,7 @@ from targets import (
     storage_daemon_nodes,
 )
 
+from drivebay.errors import DrivebayError
 from drivebay.rpc.client import RpcError
 
 DEPTHS = (1, 32, 128)
@@ -112,8 +113,13 @@ def _add_packed(target: Target, workload: str) -> None:
         print(f"{target.name}, {workload}: no packed ring: {error}")
 
 
-def measure_resting(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Start, memory and idle time with many disks; one busy disk among idle ones."""
+def measure_resting(
+    folder: Path, options: argparse.Namespace, found: dict[str, dict[str, float]]
+) -> None:
+    """Start, memory and idle time with many disks; one busy disk among idle ones.
+
+    Ours come first, into ``found``.
+    """
     disks, seconds = options.disks, options.idle_seconds
 
     def ours(at: Path, names: Sequence[str]) -> Target:
@@ -125,16 +131,15 @@ def measure_resting(folder: Path, options: argparse.Namespace) -> dict[str, dict
     def daemon(at: Path, names: Sequence[str]) -> Target:
         return storage_daemon(at, storage_daemon_nodes(names, {}))
 
-    found = {goals.OURS: rest(ours, folder / "rest-ours", disks, seconds)}
+    lone, crowd = among_idle(folder / "idle", options.idle, options.repeat, options.runtime)
+    found[goals.OURS] = rest(ours, folder / "rest-ours", disks, seconds)
     found[goals.OURS]["first_answer_s"] = first_answers(ours, folder / "first-ours", options.repeat)
+    found[goals.OURS]["among_idle"] = crowd / lone
     if options.spdk is not None:
         found["spdk"] = rest(spdk, folder / "rest-spdk", disks, seconds)
         found["spdk"]["first_answer_s"] = first_answers(spdk, folder / "first", options.repeat)
     if shutil.which("qemu-storage-daemon"):
         found["qemu-storage-daemon"] = rest(daemon, folder / "rest-qsd", disks, seconds)
-    lone, crowd = among_idle(folder / "idle", options.idle, options.repeat, options.runtime)
-    found[goals.OURS]["among_idle"] = crowd / lone
-    return found
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
@@ -193,7 +198,12 @@ def run(options: argparse.Namespace) -> list[Row]:
                 seconds=options.runtime,
                 show=lambda row: print(report.line(row), flush=True),
             )
-        resting = {} if options.skip_resting else measure_resting(folder, options)
+        resting: dict[str, dict[str, float]] = {}
+        if not options.skip_resting:
+            try:
+                measure_resting(folder, options, resting)
+            except DrivebayError as error:  # of a peer, maybe; what was measured is not lost
+                print(f"what rests was not measured to the end: {error}")
     _report(rows, resting, options)
     return rows
 
