@@ -14,7 +14,12 @@ LEFT = 230
 WIDTH = 560
 PANEL_WIDTH = 340
 PANEL_HEIGHT = 240
-COLOURS = ("#2b6cb0", "#dd6b20", "#a0aec0", "#38a169", "#805ad5", "#d53f8c", "#718096")
+LEGEND_COLUMNS = 4
+LEGEND_WIDTH = 170
+COLOURS = (
+    *("#2b6cb0", "#dd6b20", "#a0aec0", "#38a169", "#805ad5"),
+    *("#d53f8c", "#718096", "#319795", "#b7791f", "#4a5568"),
+)
 
 
 class Measured(Protocol):
@@ -35,25 +40,30 @@ class Measured(Protocol):
     def median(self) -> float: ...
 
 
+def _colour(number: int) -> str:
+    """Peers may be more than there are colours."""
+    return COLOURS[number % len(COLOURS)]
+
+
 def write_chart(path: Path, rows: Sequence[Measured]) -> None:
     """Bars are relative within their group, as the groups differ by orders of magnitude."""
     names = list(dict.fromkeys(row.target for row in rows))
     groups: dict[tuple[str, str, int], list[Measured]] = {}
     for row in rows:
         groups.setdefault((row.workload, row.rw, row.depth), []).append(row)
-    y, parts = 40, []
+    y, parts = 40 + 16 * (len(names) // LEGEND_COLUMNS), []
     for i, name in enumerate(names):
-        parts.append(
-            f'<rect x="{LEFT + i * 170}" y="10" width="12" height="12" fill="{COLOURS[i]}"/>'
-        )
-        parts.append(f'<text x="{LEFT + 18 + i * 170}" y="20">{escape(name)}</text>')
+        line, column = divmod(i, LEGEND_COLUMNS)
+        x, top = LEFT + column * LEGEND_WIDTH, 10 + 16 * line
+        parts.append(f'<rect x="{x}" y="{top}" width="12" height="12" fill="{_colour(i)}"/>')
+        parts.append(f'<text x="{x + 18}" y="{top + 10}">{escape(name)}</text>')
     for (workload, rw, depth), bars in groups.items():
         most = max(bar.median for bar in bars)
         middle = y + BAR_HEIGHT * len(bars) / 2 + 4
         parts.append(f'<text x="8" y="{middle:.0f}">{workload}, {rw}, depth {depth}</text>')
         for bar in bars:
             width = WIDTH * bar.median / most
-            colour = COLOURS[names.index(bar.target)]
+            colour = _colour(names.index(bar.target))
             parts.append(
                 f'<rect x="{LEFT}" y="{y}" width="{width:.1f}" height="{BAR_HEIGHT - 2}" '
                 f'fill="{colour}"/>'
@@ -91,7 +101,7 @@ def write_lines(path: Path, x_title: str, panels: Sequence[Panel]) -> None:
     parts = []
     for i, name in enumerate(names):
         left = 20 + i * 190
-        parts.append(f'<rect x="{left}" y="10" width="12" height="12" fill="{COLOURS[i]}"/>')
+        parts.append(f'<rect x="{left}" y="10" width="12" height="12" fill="{_colour(i)}"/>')
         parts.append(f'<text x="{left + 18}" y="20">{escape(name)}</text>')
     for number, panel in enumerate(panels):
         parts += _panel(panel, xs, names, 70 + number * (PANEL_WIDTH + 90), x_title)
@@ -116,7 +126,7 @@ def _panel(
         parts.append(f'<text x="{at:.1f}" y="{bottom + 16}" text-anchor="middle">{x}</text>')
     parts.append(f'<text x="{left}" y="{bottom + 34}">{escape(x_title)}</text>')
     for name, line in panel.series.items():
-        colour = COLOURS[names.index(name)]
+        colour = _colour(names.index(name))
         points = " ".join(
             f"{left + xs.index(x) * step:.1f},{bottom - PANEL_HEIGHT * y / most:.1f}"
             for x, y in line

@@ -166,6 +166,14 @@ def test_tables_and_files(tmp_path: Path) -> None:
     assert ElementTree.parse(path.with_suffix(".svg")).getroot().tag.endswith("svg")
 
 
+def test_a_chart_has_room_for_any_number_of_peers(tmp_path: Path) -> None:
+    case = Case("null", "randread", 1)
+    rows = [Row(f"peer{number}", case, [Sample(1000.0 * number)]) for number in range(1, 25)]
+    chart.write_chart(tmp_path / "many.svg", rows)
+    drawn = (tmp_path / "many.svg").read_text()
+    assert all(f">peer{number}<" in drawn for number in range(1, 25))
+
+
 def test_bdevperfs_total_is_read() -> None:
     printed = (
         " Job: Virtio0 (Core Mask 0x2, workload: randread, depth: 32, IO size: 4096)\n"
