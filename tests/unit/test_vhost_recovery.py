@@ -98,13 +98,18 @@ def test_without_a_region_nothing_is_kept(serving: Serving, memory: GuestMemory)
         assert serving.plane.queues[0].terms["inflight"] is None
 
 
+def keep_one_ring(front: FrontEnd) -> None:
+    """The front end keeps a region for a single ring."""
+    region = front.get_inflight_fd(1, RING_SIZE)
+    front.set_inflight_fd(region)
+    os.close(region.fd)
+
+
 def test_a_queue_behind_the_region_ends_the_session(
     serving: Serving, memory: GuestMemory, caplog: pytest.LogCaptureFixture
 ) -> None:
     with connect(serving) as front:
-        region = front.get_inflight_fd(1, RING_SIZE)
-        front.set_inflight_fd(region)
-        os.close(region.fd)
+        keep_one_ring(front)
         front.set_mem_table(memory)
         with pytest.raises((Refused, HungUp)):
             start_ring(front, memory, 1)
@@ -116,9 +121,7 @@ def test_a_region_of_the_other_kind_of_ring_ends_the_session(
     serving: Serving, memory: GuestMemory, caplog: pytest.LogCaptureFixture
 ) -> None:
     with connect(serving) as front:
-        region = front.get_inflight_fd(1, RING_SIZE)
-        front.set_inflight_fd(region)
-        os.close(region.fd)
+        keep_one_ring(front)
         front.set_features(front.features | PACKED)
         front.set_mem_table(memory)
         with pytest.raises((Refused, HungUp)):
@@ -211,9 +214,7 @@ def test_a_region_of_another_target_has_no_tail(serving: Serving) -> None:
 
 def test_after_a_reset_the_region_is_forgotten(serving: Serving, memory: GuestMemory) -> None:
     with connect(serving) as front:
-        region = front.get_inflight_fd(1, RING_SIZE)
-        front.set_inflight_fd(region)
-        os.close(region.fd)
+        keep_one_ring(front)
         front.reset_device()
         front.set_features(front.features)
         front.set_mem_table(memory)

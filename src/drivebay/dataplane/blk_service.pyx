@@ -40,7 +40,9 @@ cdef enum:
 # --- the way in ----------------------------------------------------------------------------
 
 cdef void blk_queue_break(blk_queue_t* q) noexcept nogil:
-    """Give this queue up, and only this one; control logs why."""
+    """Give this queue up, once, and only this one; control logs why."""
+    if q.broken:
+        return
     q.broken = 1
     event_raise(q.reactor.control, &q.event, EVENT_BROKEN)
     if q.err >= 0:
@@ -68,7 +70,7 @@ cdef inline void gather(blk_queue_t* q) noexcept nogil:
     twice as many each time.
     """
     cdef int i
-    cdef uint32_t first = virtqueue_seen(&q.vq), before = first
+    cdef uint32_t first = virtqueue_seen(&q.vq), before
     if q.gather_rest:
         q.gather_rest -= 1
         return
@@ -93,6 +95,7 @@ cdef int blk_queue_poll(source_t* source, reactor_t* reactor) noexcept nogil:
         announce(q)
         return 0
     if q.again_left:                # only then what is new
+        announce(q)
         count = min(q.again_left, <uint16_t>POLL_CHAINS)
     else:
         count = see_chains(q)
