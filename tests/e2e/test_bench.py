@@ -21,11 +21,27 @@ from drivebay.engines.vhost_user_client import RequestFailed, VhostUserBlk
 from drivebay.engines.vhost_user_connection import TargetGone
 from drivebay.engines.vhost_user_workload import LoadParams, Workload, run_load
 from drivebay.errors import UsageError
+from tests.fakes.descriptors import more_fds_than, open_fds
 
 pytestmark = pytest.mark.needs_qemu
 
 DISK_BYTES = 16 << 20
 BENCH = [sys.executable, "-c", "from drivebay.cli.main import main; raise SystemExit(main())"]
+INTERRUPTED_AT_START = [  # the same, with a Ctrl-C before the start of the load's thread returns
+    sys.executable,
+    "-c",
+    """
+import signal, threading
+from drivebay.cli.main import main
+
+def start(thread, start=threading.Thread.start):
+    start(thread)
+    signal.raise_signal(signal.SIGINT)
+
+threading.Thread.start = start
+raise SystemExit(main())
+""",
+]
 
 
 class Daemon:
@@ -121,12 +137,12 @@ def test_the_write_cache_is_the_drivers_choice(daemon: Daemon) -> None:
 
 
 def test_sessions_leave_no_descriptor_behind(daemon: Daemon) -> None:
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = open_fds()
     for _ in range(5):
         VhostUserBlk.connect(daemon.socket, queues=4).close()
     with pytest.raises(UsageError, match="5 queues"):
         VhostUserBlk.connect(daemon.socket, queues=5)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert not more_fds_than(before)
 
 
 # --- loads
@@ -255,17 +271,20 @@ def test_a_read_only_disk_is_not_written(tmp_path: Path) -> None:
 # --- a target that goes away
 
 
-def running_load(daemon: Daemon) -> subprocess.Popen[str]:
-    """`drivebay bench` for an hour, as soon as it has a session."""
-    command = [*BENCH, "bench", daemon.socket, "--runtime", "3600"]
-    load = subprocess.Popen(
-        command,
+def start_load(daemon: Daemon, program: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*program, "bench", daemon.socket, "--runtime", "3600"],
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         # A runner started in the background ignores Ctrl-C, and its children would too.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+
+
+def running_load(daemon: Daemon) -> subprocess.Popen[str]:
+    """`drivebay bench` for an hour, as soon as it has a session."""
+    load = start_load(daemon, BENCH)
     deadline = time.monotonic() + 30
     while not is_loading(load.pid):
         assert load.poll() is None, load.communicate()
@@ -316,6 +335,12 @@ def test_ctrl_c_prints_what_was_measured(daemon: Daemon) -> None:
     assert code == 130, err
     assert "(interrupted)" in out
     assert "IOPS" in out
+
+
+def test_ctrl_c_while_the_load_starts_ends_it_too(daemon: Daemon) -> None:
+    code, out, err = ended(start_load(daemon, INTERRUPTED_AT_START), lambda: None)
+    assert code == 130, err
+    assert "(interrupted)" in out
 
 
 # --- the command

@@ -13,15 +13,14 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.descriptors import more_fds_than, open_fds
 from tests.fakes.front_end import FrontEnd, HungUp, Refused, Request
 from tests.fakes.memory import GuestMemory, Layout
 from tests.unit.vhost_serving import (
     BIT_30,
     VERSION_1,
     Serving,
-    more_fds_than,
     negotiate,
-    open_fds,
     start_ring,
 )
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from drivebay.memory.guest_memory import mapped_regions
+from tests.fakes.descriptors import more_fds_than, open_fds
 from tests.fakes.driver import F_FLUSH, Kind, Session, Status
 from tests.fakes.front_end import F_PROTOCOL_FEATURES, HEADER, VERSION, Protocol
 from tests.spec.whole_target import SECTORS, Target, serving_target
-from tests.unit.vhost_serving import more_fds_than, open_fds
 
 
 @pytest.fixture

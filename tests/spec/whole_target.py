@@ -17,8 +17,8 @@ from drivebay.memory.guest_memory import install_sigbus_handler, mapped_regions
 from drivebay.reactor.mailbox import ControlMailbox
 from drivebay.reactor.reactor import Reactor
 from drivebay.vhost.controllers import Controllers
+from tests.fakes.descriptors import more_fds_than, open_fds
 from tests.fakes.memory import MIB
-from tests.unit.vhost_serving import more_fds_than, open_fds
 
 TIMEOUT_S = 30
 SECTORS = 4 * MIB // 512

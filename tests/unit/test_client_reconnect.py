@@ -23,6 +23,7 @@ from tests.fakes.back_end import (
     SET_VRING_BASE,
     BackEnd,
 )
+from tests.fakes.descriptors import more_fds_than, open_fds
 
 PACKED = 1 << 34
 HANDED_OVER = (SET_FEATURES, GET_INFLIGHT_FD, SET_INFLIGHT_FD, SET_MEM_TABLE, SET_VRING_BASE)
@@ -114,6 +115,8 @@ def test_a_target_that_stays_away(back_end: BackEnd) -> None:
     back_end._listener.close()
     with pytest.raises(TargetGone, match=r"did not come back within 0\.1 s: cannot connect"):
         disk.reconnect(0.1)
+    with pytest.raises(TargetGone, match="did not come back"):
+        disk.reconnect(3600, gives_up=lambda: True)
     disk.close()
 
 
@@ -157,8 +160,8 @@ def test_a_target_that_cannot_keep_requests_is_refused(back_end: BackEnd) -> Non
 def test_an_inflight_region_that_is_none(back_end: BackEnd, answer: bytes, message: str) -> None:
     back_end.inflight_answer = answer
     back_end.start()
-    before = len(list(Path("/proc/self/fd").iterdir()))
+    before = open_fds()
     with pytest.raises(PeerError, match=message):
         session(back_end)
     back_end.wait()
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert not more_fds_than(before)

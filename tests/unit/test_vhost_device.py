@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.descriptors import more_fds_than, open_fds
 from tests.fakes.front_end import HEADER, VERSION, FrontEnd, Refused, Request
 from tests.fakes.memory import GuestMemory
 from tests.unit.vhost_serving import (
@@ -22,9 +23,7 @@ from tests.unit.vhost_serving import (
     FLUSH,
     VERSION_1,
     Serving,
-    more_fds_than,
     negotiate,
-    open_fds,
     start_ring,
 )
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.fakes.descriptors import more_fds_than, open_fds
 from tests.fakes.front_end import HEADER, FrontEnd, HungUp, Request
 from tests.fakes.memory import GuestMemory
 from tests.unit.vhost_serving import (
@@ -24,9 +25,7 @@ from tests.unit.vhost_serving import (
     LOG_ALL,
     VERSION_1,
     Serving,
-    more_fds_than,
     negotiate,
-    open_fds,
 )
 
 CONVERSATIONS = 40

@@ -16,6 +16,7 @@ import pytest
 
 from drivebay.vhost import session as session_module
 from tests.fakes.dataplane import FakeBdev
+from tests.fakes.descriptors import more_fds_than, open_fds
 from tests.fakes.front_end import (
     FLAG_NEED_REPLY,
     HEADER,
@@ -30,9 +31,7 @@ from tests.unit.vhost_serving import (
     ALL_PROTOCOL,
     VERSION_1,
     Serving,
-    more_fds_than,
     negotiate,
-    open_fds,
     start_ring,
 )
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import gc
 import os
 import threading
 from collections.abc import Callable, Coroutine
@@ -49,18 +48,6 @@ ALL_PROTOCOL = sum(
     )
 )
 RING_SIZE = 64
-
-
-def open_fds() -> int:
-    """How many descriptors this process holds."""
-    return len(list(Path("/proc/self/fd").iterdir()))
-
-
-def more_fds_than(before: int) -> int:
-    """How many descriptors have leaked; those that only garbage holds have not."""
-    if open_fds() > before:
-        gc.collect()
-    return max(0, open_fds() - before)
 
 
 class FakeRegistry:

@@ -11,7 +11,7 @@ import errno
 import select
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, Self
@@ -266,19 +266,20 @@ class VhostUserBlk(DriverSession):
         self.connection.set_config(WRITEBACK_OFFSET, bytes([enabled]))
         self.config()
 
-    def reconnect(self, within_s: float) -> None:
+    def reconnect(self, within_s: float, gives_up: Callable[[], bool] = lambda: False) -> None:
         """Wait for a target that went away, and let it go on where it was.
 
         Requests in flight stay so, and complete when it is back; another thread may
         submit more meanwhile, or poll. Needs ``keep_inflight``.
-        Raises: TargetGone when it is not back in time, PeerError when it came back as another.
+        Raises: TargetGone when it is not back in time, or away when ``gives_up`` says so;
+        PeerError when it came back as another.
         """
         deadline = time.monotonic() + within_s
         while True:
             try:
                 return self._resume()
             except (CannotConnect, TargetGone) as error:
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or gives_up():
                     raise TargetGone(
                         f"'{self.path}' did not come back within {within_s:g} s: {error}",
                         hint=error.hint,

@@ -11,9 +11,11 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
@@ -224,7 +226,7 @@ class _Run:
         self.disk = disk
         self.params = params
         self.core = core
-        self.interrupted = False
+        self.interrupts = 0
         self.reconnects = 0
         share = 0 if params.workload.writes else 100
         if params.workload is Workload.RANDRW:
@@ -293,13 +295,41 @@ class _Run:
         else:
             interval, gather = ticks_per_s / self.params.rate, 0
         ns_per_tick = 1e9 / ticks_per_s if self.params.interrupts else 0.0
-        self._watch(lambda: self.load.run(duration, interval, gather, ns_per_tick), ended)
-        latency = self.load.latency
-        counters = self.load.counters()
-        kicks = sum(queue.kicks for queue in self.disk.queues)
-        if self.params.verify and self.params.workload.writes and not self.interrupted:
-            self._watch(self.load.reread, threading.Event())
+        with self._ctrl_c_noted():
+            self._watch(lambda: self.load.run(duration, interval, gather, ns_per_tick), ended)
+            latency = self.load.latency
+            counters = self.load.counters()
+            kicks = sum(queue.kicks for queue in self.disk.queues)
+            if self.params.verify and self.params.workload.writes and not self.interrupts:
+                self._watch(self.load.reread, threading.Event())
         return self._result(ticks_per_s, counters, latency, kicks)
+
+    @contextmanager
+    def _ctrl_c_noted(self) -> Iterator[None]:
+        """Let Ctrl-C end the load, instead of raising: the first waits for what is in flight.
+
+        KeyboardInterrupt can strike between any two lines, the start of the thread
+        among them, and would leave the loop running with nobody to end it.
+        """
+
+        def note(_number: int, _frame: object) -> None:
+            self.interrupts += 1
+            self.load.stop()
+            if self._gives_up():
+                self.load.abandon()
+
+        raises = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if not raises or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        signal.signal(signal.SIGINT, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def _gives_up(self) -> bool:
+        return self.interrupts > 1
 
     def _watch(self, work: Callable[[], None], ended: threading.Event) -> None:
         """Run the loop in its thread, and end it when the target is lost or stalls."""
@@ -308,25 +338,19 @@ class _Run:
         seen, seen_at = -1, time.monotonic()
         trouble: DrivebayError | None = None
         while thread.is_alive():
-            try:
-                thread.join(CHECK_S)
-                if ended.is_set():
-                    self.load.stop()
-                now = time.monotonic()
-                if self.load.completions != seen or self.load.inflight == 0:
-                    seen, seen_at = self.load.completions, now
-                within_s = self.params.reconnect_s
-                if trouble is None and within_s is not None and self.disk.connection.gone():
-                    trouble = self._come_back(within_s)
-                    seen_at = time.monotonic()
-                trouble = trouble or self._trouble(now - seen_at)
-                if trouble is not None:
-                    self.load.abandon()
-            except KeyboardInterrupt:
-                if self.interrupted:
-                    self.load.abandon()
-                self.interrupted = True
+            thread.join(CHECK_S)
+            if ended.is_set():
                 self.load.stop()
+            now = time.monotonic()
+            if self.load.completions != seen or self.load.inflight == 0:
+                seen, seen_at = self.load.completions, now
+            within_s = self.params.reconnect_s
+            if trouble is None and within_s is not None and self.disk.connection.gone():
+                trouble = self._come_back(within_s)
+                seen_at = time.monotonic()
+            trouble = trouble or self._trouble(now - seen_at)
+            if trouble is not None:
+                self.load.abandon()
         if self.load.counters()["broken_ring"]:
             raise PeerError(
                 f"'{self.disk.path}' gave back a request that it does not hold: "
@@ -342,9 +366,9 @@ class _Run:
     def _come_back(self, within_s: float) -> DrivebayError | None:
         """Go back to the target with what is in flight; returns why that failed."""
         try:
-            self.disk.reconnect(within_s)
+            self.disk.reconnect(within_s, self._gives_up)
         except DrivebayError as error:
-            return error
+            return None if self._gives_up() else error
         self.reconnects += 1
         return None
 
@@ -404,7 +428,7 @@ class _Run:
             kicks=kicks,
             completions_per_poll=total.count / max(counters["batches"], 1),
             errors={status_name(status): n for status, n in final["errors"].items()},
-            interrupted=self.interrupted,
+            interrupted=self.interrupts > 0,
             reconnects=self.reconnects,
             verified_blocks=final["verified"],
             mismatched_blocks=final["mismatches"],
