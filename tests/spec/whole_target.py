@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import threading
 from collections.abc import Coroutine, Iterator
@@ -17,7 +16,7 @@ from drivebay.memory.guest_memory import install_sigbus_handler, mapped_regions
 from drivebay.reactor.mailbox import ControlMailbox
 from drivebay.reactor.reactor import Reactor
 from drivebay.vhost.controllers import Controllers
-from tests.fakes.descriptors import more_fds_than, open_fds
+from tests.fakes.descriptors import held_fds, more_fds_than
 from tests.fakes.memory import MIB
 
 TIMEOUT_S = 30
@@ -87,8 +86,7 @@ class Target:
 def serving_target(folder: Path) -> Iterator[Target]:
     """A target whose end leaves nothing behind, which is checked."""
     install_sigbus_handler()
-    gc.collect()
-    before = open_fds()
+    before = held_fds()
     running = Target(folder)
     yield running
     running.stop()

@@ -23,7 +23,7 @@ from tests.fakes.back_end import (
     SET_VRING_BASE,
     BackEnd,
 )
-from tests.fakes.descriptors import more_fds_than, open_fds
+from tests.fakes.descriptors import held_fds
 
 PACKED = 1 << 34
 HANDED_OVER = (SET_FEATURES, GET_INFLIGHT_FD, SET_INFLIGHT_FD, SET_MEM_TABLE, SET_VRING_BASE)
@@ -160,8 +160,8 @@ def test_a_target_that_cannot_keep_requests_is_refused(back_end: BackEnd) -> Non
 def test_an_inflight_region_that_is_none(back_end: BackEnd, answer: bytes, message: str) -> None:
     back_end.inflight_answer = answer
     back_end.start()
-    before = open_fds()
+    before = held_fds()
     with pytest.raises(PeerError, match=message):
         session(back_end)
     back_end.wait()
-    assert not more_fds_than(before)
+    assert held_fds() == before

@@ -17,7 +17,7 @@ import pytest
 from drivebay.bdev.file import FileBdev
 from drivebay.bdev.file_guard import device_holders, open_guarded
 from drivebay.errors import HostError, InUse, UsageError
-from tests.fakes.descriptors import more_fds_than, open_fds
+from tests.fakes.descriptors import held_fds
 from tests.unit.conftest import LoopDevice, run
 
 MIB = 1 << 20
@@ -337,8 +337,8 @@ def test_several_holders_are_all_named(loop_device: LoopDevice, tmp_path: Path) 
 
 def test_open_guarded_gives_back_what_it_cannot_lock(path: Path) -> None:
     with locked_elsewhere(path, "F_WRLCK"):
-        before = open_fds()
+        before = held_fds()
         for _ in range(10):
             with pytest.raises(InUse):
                 open_guarded(str(path), readonly=False, direct=False)
-        assert not more_fds_than(before)
+        assert held_fds() == before

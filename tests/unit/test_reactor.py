@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 from drivebay.errors import HostError, StateError, UsageError
 from drivebay.reactor.mailbox import Answer, ControlMailbox
 from drivebay.reactor.reactor import Reactor
+from tests.fakes.descriptors import held_fds
 from tests.fakes.driver import BlkDriver, Kind
 from tests.fakes.stepped import TICK, Machine
 
@@ -232,17 +232,13 @@ def test_a_stepped_reactor_has_no_thread() -> None:
 
 
 def test_nothing_is_left_of_a_reactor() -> None:
-    def descriptors() -> int:
-        gc.collect()
-        return len(os.listdir("/proc/self/fd"))
-
     with Machine() as machine:
         machine.add_queue()
-    before = descriptors()
+    before = held_fds()
     for _ in range(20):
         with Machine() as machine:
             machine.add_queue().flush()
-        assert descriptors() == before
+        assert held_fds() == before
 
 
 # ---- moving to another reactor --------------------------------------------------------------
