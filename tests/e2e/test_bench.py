@@ -21,13 +21,13 @@ from drivebay.engines.vhost_user_client import RequestFailed, VhostUserBlk
 from drivebay.engines.vhost_user_connection import TargetGone
 from drivebay.engines.vhost_user_workload import LoadParams, Workload, run_load
 from drivebay.errors import UsageError
-from tests.fakes.descriptors import more_fds_than, open_fds
+from tests.fakes.command_line import DRIVEBAY
+from tests.fakes.descriptors import held_fds
 
 pytestmark = pytest.mark.needs_qemu
 
 DISK_BYTES = 16 << 20
-BENCH = [sys.executable, "-c", "from drivebay.cli.main import main; raise SystemExit(main())"]
-INTERRUPTED_AT_START = [  # the same, with a Ctrl-C before the start of the load's thread returns
+INTERRUPTED_AT_START = [  # `drivebay`, with a Ctrl-C before the start of the load's thread returns
     sys.executable,
     "-c",
     """
@@ -91,7 +91,9 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 
 def bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*BENCH, "bench", *arguments], text=True, capture_output=True, timeout=60)
+    return subprocess.run(
+        [*DRIVEBAY, "bench", *arguments], text=True, capture_output=True, timeout=60
+    )
 
 
 # --- single requests
@@ -137,12 +139,12 @@ def test_the_write_cache_is_the_drivers_choice(daemon: Daemon) -> None:
 
 
 def test_sessions_leave_no_descriptor_behind(daemon: Daemon) -> None:
-    before = open_fds()
+    before = held_fds()
     for _ in range(5):
         VhostUserBlk.connect(daemon.socket, queues=4).close()
     with pytest.raises(UsageError, match="5 queues"):
         VhostUserBlk.connect(daemon.socket, queues=5)
-    assert not more_fds_than(before)
+    assert held_fds() == before
 
 
 # --- loads
@@ -284,7 +286,7 @@ def start_load(daemon: Daemon, program: list[str]) -> subprocess.Popen[str]:
 
 def running_load(daemon: Daemon) -> subprocess.Popen[str]:
     """`drivebay bench` for an hour, as soon as it has a session."""
-    load = start_load(daemon, BENCH)
+    load = start_load(daemon, DRIVEBAY)
     deadline = time.monotonic() + 30
     while not is_loading(load.pid):
         assert load.poll() is None, load.communicate()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +15,7 @@ from drivebay.engines.vhost_user_client import RequestFailed, VhostUserBlk
 from drivebay.engines.vhost_user_connection import TargetGone
 from drivebay.engines.vhost_user_workload import LoadParams, Workload, run_load
 from drivebay.errors import PeerError, UsageError
-from tests.fakes.process import TargetProcess
+from tests.fakes.process import TargetProcess, wait_until
 
 DISK_MIB = 8
 
@@ -193,6 +196,40 @@ def test_a_controller_that_is_deleted_under_load_is_noticed(target: TargetProces
             run_load(LoadParams(socket, runtime_s=3600))
     finally:
         thread.join()
+
+
+def test_a_second_ctrl_c_gives_up_a_target_that_is_waited_for(target: TargetProcess) -> None:
+    """What was measured is the answer, not that the target is gone; and at once."""
+    image = target.folder / "away.img"
+    with image.open("wb") as file:
+        file.truncate(DISK_MIB << 20)
+    target.rpc("bdev_aio_create", name="F1", filename=str(image), block_size=512)
+    socket = str(target.controller("vhost.away", "F1"))
+    over = threading.Event()
+
+    def reads() -> int:
+        return int(target.rpc("bdev_get_iostat", names=["F1"])["bdevs"][0]["num_read_ops"])
+
+    def interrupt() -> None:
+        wait_until(lambda: reads() > 0, "requests")
+        target.rpc("vhost_delete_controller", ctrlr="vhost.away", force=True)
+        for _ in range(2):  # the client notices within a tenth of a second
+            if not over.wait(0.5):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    try:
+        begun = time.monotonic()
+        result = run_load(LoadParams(socket, runtime_s=30, reconnect_s=3600))
+        assert time.monotonic() - begun < 25
+    finally:
+        over.set()
+        thread.join()
+        signal.signal(signal.SIGINT, before)
+    assert result.interrupted
+    assert result.reads > 0
 
 
 def test_a_ring_that_the_target_gives_up_is_noticed(disk_socket: str) -> None:

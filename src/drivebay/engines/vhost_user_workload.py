@@ -226,7 +226,7 @@ class _Run:
         self.disk = disk
         self.params = params
         self.core = core
-        self.interrupts = 0
+        self.ctrl_cs = 0
         self.reconnects = 0
         share = 0 if params.workload.writes else 100
         if params.workload is Workload.RANDRW:
@@ -300,7 +300,7 @@ class _Run:
             latency = self.load.latency
             counters = self.load.counters()
             kicks = sum(queue.kicks for queue in self.disk.queues)
-            if self.params.verify and self.params.workload.writes and not self.interrupts:
+            if self.params.verify and self.params.workload.writes and not self.ctrl_cs:
                 self._watch(self.load.reread, threading.Event())
         return self._result(ticks_per_s, counters, latency, kicks)
 
@@ -313,7 +313,7 @@ class _Run:
         """
 
         def note(_number: int, _frame: object) -> None:
-            self.interrupts += 1
+            self.ctrl_cs += 1
             self.load.stop()
             if self._gives_up():
                 self.load.abandon()
@@ -329,7 +329,7 @@ class _Run:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def _gives_up(self) -> bool:
-        return self.interrupts > 1
+        return self.ctrl_cs > 1
 
     def _watch(self, work: Callable[[], None], ended: threading.Event) -> None:
         """Run the loop in its thread, and end it when the target is lost or stalls."""
@@ -356,7 +356,7 @@ class _Run:
                 f"'{self.disk.path}' gave back a request that it does not hold: "
                 "its used ring is wrong"
             )
-        if trouble is not None:
+        if trouble is not None and not self._gives_up():
             raise trouble
 
     def _pinned(self, work: Callable[[], None]) -> None:
@@ -368,7 +368,7 @@ class _Run:
         try:
             self.disk.reconnect(within_s, self._gives_up)
         except DrivebayError as error:
-            return None if self._gives_up() else error
+            return error
         self.reconnects += 1
         return None
 
@@ -428,7 +428,7 @@ class _Run:
             kicks=kicks,
             completions_per_poll=total.count / max(counters["batches"], 1),
             errors={status_name(status): n for status, n in final["errors"].items()},
-            interrupted=self.interrupts > 0,
+            interrupted=self.ctrl_cs > 0,
             reconnects=self.reconnects,
             verified_blocks=final["verified"],
             mismatched_blocks=final["mismatches"],
