@@ -60,6 +60,7 @@ class FakeBdev:
         self.uuid = uuid or uuid4()
         self.aliases: list[str] = []
         self.num_blocks = num_blocks
+        self.bases: list[FakeBdev] = []
         self.block_size = 512
         self.steps: list[str] = []
         self.gates = {name: asyncio.Event() for name in ("activate", "remove", "close")}

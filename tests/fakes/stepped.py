@@ -84,8 +84,8 @@ class Machine:
         self.control = ControlMailbox()
         self.reactor = Reactor(core, self.control, poll_us)
         self.bdev = bdev if bdev is not None else malloc_bdev()
-        self.channel = self.bdev.open_channel(self.reactor)
-        self.settle(self.channel.activate())
+        self._below: list[Channel] = []
+        self.channel = self.open(self.bdev)
         self._dead_channels: list[Channel] = []
         self.queues: list[BlkQueue] = []
         self.ports: list[EventPort] = []
@@ -101,6 +101,14 @@ class Machine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def open(self, bdev: Bdev) -> Channel:
+        """A channel of a bdev, on channels of its bases, as the registry opens them."""
+        bases = [None if base is None else self.open(base) for base in bdev.bases]
+        self._below += [base for base in bases if base is not None]
+        channel = bdev.open_channel(self.reactor, *bases)
+        self.settle(channel.activate())
+        return channel
 
     def step(self, turns: int = 1) -> int:
         """Turns of the reactor's loop, the clock going on by 10 µs each; returns work done."""

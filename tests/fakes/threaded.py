@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import select
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 from drivebay.bdev.base import Bdev
+from drivebay.reactor.mailbox import ControlMailbox
+from drivebay.reactor.reactor import Reactor
 from tests.fakes.driver import EventPort
 from tests.fakes.stepped import FEATURES, Machine
 
@@ -17,6 +21,22 @@ PATIENCE_S = 30.0
 def some_core() -> int:
     """One of those that are ours."""
     return max(os.sched_getaffinity(0))
+
+
+@contextlib.asynccontextmanager
+async def running_reactor() -> AsyncIterator[Reactor]:
+    """A reactor on its own thread, whose answers reach the running asyncio loop."""
+    control = ControlMailbox()
+    asyncio.get_running_loop().add_reader(control.fileno(), control.drain)
+    reactor = Reactor(some_core(), control)
+    reactor.start()
+    try:
+        yield reactor
+    finally:
+        await reactor.stop()
+        await asyncio.to_thread(reactor.join)
+        reactor.close()
+        asyncio.get_running_loop().remove_reader(control.fileno())
 
 
 class ThreadedMachine(Machine):

@@ -359,8 +359,8 @@ def test_a_claim_keeps_others_out_with_spdks_errno() -> None:
             with pytest.raises(InUse, match="lvs0") as caught:
                 refused(bdev)
             assert caught.value.errno == errno.EPERM
-        assert registry.claimant(bdev) == "the volume store 'lvs0'"
-        registry.release(bdev)
+        assert registry.claims(bdev).holder == "the volume store 'lvs0'"
+        registry.release(bdev, "the volume store 'lvs0'")
         registry.require_unclaimed(bdev)
 
     run(test)

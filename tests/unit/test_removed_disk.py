@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from drivebay.bdev.base import Channel
 from drivebay.bdev.malloc import MallocBdev
 from drivebay.errors import HostError
 from drivebay.reactor.mailbox import ControlMailbox
@@ -20,7 +21,7 @@ class PoorOnce(MallocBdev):
 
     poor = True
 
-    def open_channel(self, reactor: Reactor) -> Any:
+    def open_channel(self, reactor: Reactor, *bases: Channel | None) -> Any:
         if self.poor:
             self.poor = False
             raise HostError("no memory for a channel", 12)

@@ -101,6 +101,7 @@ def test_ignoring_errors_goes_on_and_forgets_nothing() -> None:
     assert dispatcher.target.unloaded == failing
     controller: Any = SimpleNamespace(name="vhost.0", save=list)
     target: Any = SimpleNamespace(
+        wishes=[],
         settings=Settings(),
         registry=[],
         controllers=[controller],

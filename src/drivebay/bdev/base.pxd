@@ -4,7 +4,12 @@ reactor/io.pxd.
 A module brings a Channel whose ``submit`` starts one checked io_t and says
 SUBMIT_DONE (io.status is set), or SUBMIT_PENDING, and then calls io_complete()
 from its engine's poll, on the same reactor. It never completes an I/O from
-within submit. Context: reactor, unless said otherwise.
+within submit.
+
+A filter changes the io_t and hands it to bdev_submit() of its base's channel, whose
+answer is its own; the entry restores the offset. Whoever changes length, iov, iov_count
+or operation restores them before those above see the I/O again, by a frame of its own.
+A fan-out (bdev/fanout) sends children. Context: reactor, unless said otherwise.
 """
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
@@ -37,6 +42,7 @@ cdef struct bdev_t:
     uint32_t flags
     uint32_t buffer_mask    # alignment of buffers minus one
     uint32_t length_mask    # the same of their lengths; only with a buffer_mask
+    uint32_t frames         # that an I/O may need from here down, the entry's included
 
 # channel_t.flags
 cdef enum:
@@ -96,8 +102,10 @@ cdef class Bdev:
     cdef readonly object uuid
     cdef public list aliases
     cdef public bint readonly
+    cdef readonly list bases        # what it stands on; None where one is missing
     cdef set channels
     cdef dict closed_stats
+    cdef int stand_on(self, list bases, int own_frames=*, bint by_children=*) except -1
 
 cdef class Channel:
     cdef channel_t raw

@@ -28,6 +28,13 @@ class Channel:
     def ungate(self) -> Answer:
         """Let held I/O go on."""
 
+    def set_base(self, index: int, channel: Channel | None) -> Answer:
+        """Use another channel for base ``index``, or none.
+
+        Answered when no I/O of this channel is in flight on the old one. Only of a module
+        whose bases come and go (raid).
+        """
+
     def remove(self) -> Answer:
         """Hot remove: held and new I/O fail; answered when none is in flight."""
 
@@ -48,6 +55,7 @@ class Bdev:
     block_size: int
     num_blocks: int
     readonly: bool
+    bases: list[Bdev | None]
     write_cache: bool
     buffer_alignment: int
     io_types: frozenset[str]  # read write flush unmap write_zeroes reset
@@ -69,8 +77,14 @@ class Bdev:
     def resize(self, num_blocks: int) -> None:
         """Set a new size; the caller checks, and tells who listens."""
 
-    def open_channel(self, reactor: Reactor) -> Channel:
-        """Allocate a channel. Blocking: a worker thread. Raises HostError."""
+    def open_channel(self, reactor: Reactor, *bases: Channel | None) -> Channel:
+        """Allocate a channel on those of the bases. Blocking: a worker thread.
+
+        Raises HostError.
+        """
+
+    def size_on_bases(self) -> int:
+        """Blocks it has now that a base has another size."""
 
     def close(self) -> None:
         """Give everything back. Blocking. After all channels are closed."""

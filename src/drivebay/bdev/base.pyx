@@ -16,6 +16,7 @@ from drivebay.bdev.bounce cimport BOUNCE_BYTES, BOUNCE_COUNT
 from drivebay.bdev.entry cimport channel_release_held
 from drivebay.memory.platform cimport load_relaxed_u64, store_relaxed_u64
 from drivebay.reactor.mailbox cimport Answer, answered, message_answer, message_t
+from drivebay.reactor.io cimport IO_FRAMES
 from drivebay.reactor.reactor cimport Reactor, reactor_t
 
 from typing import NamedTuple
@@ -54,6 +55,10 @@ class OpStats(NamedTuple):
 
 NO_STATS = OpStats(0, 0, 0, 0, 0, 0)
 cdef uint64_t NEVER = <uint64_t>-1
+
+cdef enum:
+    FRONT_END_FRAMES = 1
+    LEAF_FRAMES = 2         # the entry's, and one for a bounce buffer or the flush behind a write
 
 
 # --- on the reactor ------------------------------------------------------------------------
@@ -155,6 +160,9 @@ cdef class Channel:
     def ungate(self):
         return self.ask(act_ungate)
 
+    def set_base(self, index, channel):
+        raise NotImplementedError(f"{self.bdev.product_name} has no bases that change")
+
     def remove(self):
         return self.ask(act_remove)
 
@@ -206,10 +214,34 @@ cdef class Bdev:
         self.name = name
         self.uuid = uuid if uuid is not None else uuid4()
         self.aliases = []
+        self.bases = []
         self.channels = set()
         self.closed_stats = dict.fromkeys(OPERATIONS, NO_STATS)
         self.raw.block_size = block_size
         self.raw.size = num_blocks * block_size
+        self.raw.frames = LEAF_FRAMES
+
+    cdef int stand_on(self, list bases, int own_frames=0, bint by_children=False) except -1:
+        """Take the bases, and from them what an I/O needs and promises. Once, in __init__.
+
+        ``own_frames``: those that the module itself pushes below the entry's. ``by_children``:
+        the bases see nothing but children, whose frames are counted anew.
+        """
+        cdef Bdev base
+        cdef uint32_t deepest = 0
+        self.bases = bases
+        self.raw.flags = BDEV_FUA       # it is handed down
+        for base in bases:
+            if base is not None:
+                if not by_children:
+                    deepest = max(deepest, base.raw.frames)
+                self.raw.flags |= base.raw.flags & BDEV_VOLATILE_CACHE
+        self.raw.frames = deepest + 1 + own_frames
+        if self.raw.frames > IO_FRAMES - FRONT_END_FRAMES:
+            raise UsageError(
+                f"bdev '{self.name}' would stand on too many others, one on top of the other",
+                hint="leave out one of the bdevs between it and the disk")
+        return 0
 
     @property
     def block_size(self):
@@ -251,6 +283,9 @@ cdef class Bdev:
             raise UsageError(f"{num_blocks} blocks is no size for bdev '{self.name}'",
                              field="num_blocks")
         store_relaxed_u64(&self.raw.size, num_blocks * self.raw.block_size)
+
+    def size_on_bases(self):
+        return self.num_blocks
 
     def close(self):
         pass

@@ -65,7 +65,7 @@ cdef void finish_part(bounce_t* bounce, io_t* io) noexcept nogil:
     bounce.moved += io.length
 
 
-cdef int part_done(io_t* io, void* context, uint64_t saved) noexcept nogil:
+cdef int part_done(io_t* io, void* context, uint64_t saved, uint64_t stamp) noexcept nogil:
     cdef bounce_t* bounce = <bounce_t*>context
     finish_part(bounce, io)
     if next_part(bounce, io) != SUBMIT_DONE:

@@ -5,7 +5,7 @@ Each is one flag test while it is not needed. Context: reactor; never waits.
 """
 
 from libc.errno cimport EINVAL, ENODEV, EOPNOTSUPP, ERANGE, EROFS
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from drivebay.bdev.base cimport (
     BDEV_FUA, BDEV_VOLATILE_CACHE, CHANNEL_REMOVED, FRAME_DONE, FRAME_TAKEN, IO_FLUSH, IO_FUA,
@@ -43,15 +43,15 @@ cdef inline bint is_misaligned(const io_t* io, const bdev_t* bdev) noexcept nogi
     return (addresses & bdev.buffer_mask | lengths & bdev.length_mask) != 0
 
 
-cdef inline void account(channel_t* channel, io_t* io, uint64_t length) noexcept nogil:
+cdef inline void account(channel_t* channel, const io_t* io, uint64_t started) noexcept nogil:
     cdef op_stats_t* stats = &channel.stats[io.operation]
-    cdef uint64_t ticks = channel.reactor.now - io.started
+    cdef uint64_t ticks = channel.reactor.now - started
     if io.status < 0:
         stats.errors += 1
         return
     stats.ops += 1
     if io.operation != IO_FLUSH:    # its length is the write's that it follows
-        stats.bytes += length
+        stats.bytes += io.length
     stats.ticks += ticks
     if ticks > stats.max_ticks:
         stats.max_ticks = ticks
@@ -68,36 +68,53 @@ cdef inline bint wants_flush(const channel_t* channel, const io_t* io) noexcept 
     return io.operation == IO_WRITE_ZEROES
 
 
-cdef int module_done(io_t* io, void* context, uint64_t length) noexcept nogil:
-    """The entry's completion frame. saved: length as submitted."""
+cdef int module_done(io_t* io, void* context, uint64_t offset, uint64_t started) noexcept nogil:
+    """The entry's frame: whoever is above sees the I/O as it was submitted."""
     cdef channel_t* channel = <channel_t*>context
-    account(channel, io, length)
-    if wants_flush(channel, io):
-        io.operation = IO_FLUSH
-        if module_submit(channel, io) != SUBMIT_DONE:
-            channel.inflight -= 1
-            return FRAME_TAKEN
+    io.offset = offset
+    account(channel, io, started)
+    if wants_flush(channel, io) and flush_too(channel, io) != SUBMIT_DONE:
+        channel.inflight -= 1
+        return FRAME_TAKEN
     channel_settle(channel)
     return FRAME_DONE
 
 
+cdef int flushed(io_t* io, void* context, uint64_t operation, uint64_t stamp) noexcept nogil:
+    io.operation = <uint8_t>operation
+    return FRAME_DONE
+
+
+cdef int flush_too(channel_t* channel, io_t* io) noexcept nogil:
+    """The flush behind a write; for those above it stays one I/O, the write."""
+    cdef uint8_t operation = io.operation
+    cdef int how
+    io_push(io, flushed, channel, operation)
+    io.operation = IO_FLUSH
+    how = module_submit(channel, io)
+    if how == SUBMIT_DONE:
+        io.frame_count -= 1
+        io.operation = operation
+    return how
+
+
 cdef int module_submit(channel_t* channel, io_t* io) noexcept nogil:
     """Straight to the module, or in pieces through a bounce buffer: it counts as one I/O."""
+    cdef uint64_t started = channel.reactor.now
     cdef int how
     io.channel = channel
-    io.started = channel.reactor.now
     io.done = 0
-    io_push(io, module_done, channel, io.length)
+    io_push(io, module_done, channel, io.offset, started)
     if channel.bdev.buffer_mask and is_misaligned(io, channel.bdev):
         how = bounce_submit(channel, io)
     else:
         how = channel.submit(channel, io)
     if how == SUBMIT_DONE:
         io.frame_count -= 1
-        account(channel, io, io.length)
+        io.offset = io.frames[io.frame_count].saved
+        account(channel, io, started)
         if wants_flush(channel, io):
-            io.operation = IO_FLUSH
-            return module_submit(channel, io)
+            return flush_too(channel, io)
         return SUBMIT_DONE
     channel.inflight += 1
     return how

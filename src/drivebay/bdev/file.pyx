@@ -265,7 +265,7 @@ cdef class FileBdev(Bdev):
             found |= 1 << IO_WRITE_ZEROES | 1 << IO_UNMAP
         return found
 
-    def open_channel(self, reactor):
+    def open_channel(self, reactor, *bases):
         return FileChannel(self, reactor)
 
     @property

@@ -270,7 +270,7 @@ cdef class MallocBdev(Bdev):
                              f"{self.num_blocks} blocks", field="num_blocks")
         Bdev.resize(self, num_blocks)
 
-    def open_channel(self, reactor):
+    def open_channel(self, reactor, *bases):
         return MallocChannel(self, reactor)
 
     def save(self):

@@ -30,7 +30,7 @@ cdef class NullBdev(Bdev):
     def content_id(self):
         return "null"       # no content, so never another one
 
-    def open_channel(self, reactor):
+    def open_channel(self, reactor, *bases):
         return NullChannel(self, reactor)
 
     def save(self):

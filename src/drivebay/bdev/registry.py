@@ -13,43 +13,39 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import inspect
 import logging
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from drivebay.bdev.channels import BdevChannels
+from drivebay.bdev.claims import EXCLUSIVE, Claims, refusal
 from drivebay.errors import AlreadyExists, InUse, NotFound, StateError, UsageError
 
 if TYPE_CHECKING:
+    from drivebay.bdev.access import Access
     from drivebay.bdev.base import Bdev, Channel, Listener
     from drivebay.reactor.reactor import Reactor
 
-__all__ = ["BdevRegistry"]
+__all__ = ["BdevRegistry", "Examiner"]
 
 _log = logging.getLogger(__name__)
 
 SLOW_SECONDS = 5.0
 
-
-@dataclass(eq=False)
-class _Slot:
-    """One reactor's channel into one bdev, and how many hold it."""
-
-    opening: asyncio.Task[Channel]
-    users: int = 0
-    closing: asyncio.Task[None] | None = None
+Examiner = Callable[["Bdev"], Awaitable[None]]
 
 
 @dataclass(eq=False)
 class _Entry:
     bdev: Bdev
+    channels: BdevChannels
     on_closed: Callable[[], None] | None = None
     listeners: list[Listener] = field(default_factory=list)
-    slots: dict[Reactor, _Slot] = field(default_factory=dict)
-    claimed_by: str | None = None
+    claims: Claims = field(default_factory=Claims)
     removed: bool = False
     closed: bool = False
 
@@ -64,10 +60,25 @@ class BdevRegistry:
         self._arrived = asyncio.Condition()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._notify: list[Callable[[str, str], None]] = []
+        self._on_arrival: list[Examiner] = []
+        self._examiners: list[Examiner] = []
+        self._examining: set[asyncio.Task[None]] = set()
+        self.auto_examine = True
 
     def on_event(self, notify: Callable[[str, str], None]) -> None:
         """Call ``notify(type, name)`` for bdev_register, bdev_unregister and bdev_resize."""
         self._notify.append(notify)
+
+    def on_arrival(self, examiner: Examiner) -> None:
+        """Await ``examiner(bdev)`` for each new bdev before its creation is answered."""
+        self._on_arrival.append(examiner)
+
+    def on_examine(self, examiner: Examiner) -> None:
+        """Await ``examiner(bdev)`` for each new bdev that nobody has claimed.
+
+        They may read it, one after the other; a claim by one of them ends the round.
+        """
+        self._examiners.append(examiner)
 
     def __iter__(self) -> Iterator[Bdev]:
         return iter([entry.bdev for entry in self._entries.values()])
@@ -76,11 +87,6 @@ class BdevRegistry:
         return len(self._entries)
 
     # Names
-
-    def add(self, bdev: Bdev, on_closed: Callable[[], None] | None = None) -> None:
-        """Make a finished bdev known. Raises: UsageError, AlreadyExists."""
-        self._check_free(bdev.name, bdev.uuid)
-        self._insert(bdev, on_closed)
 
     async def create(
         self,
@@ -101,7 +107,7 @@ class BdevRegistry:
             _call(on_closed)
             raise
         self._reserved[name] = uuid
-        return await asyncio.shield(self._spawn(self._build(name, build, on_closed)))
+        return await asyncio.shield(self.spawn(self._build(name, build, on_closed)))
 
     async def _build(
         self, name: str, build: Callable[[], Bdev], on_closed: Callable[[], None] | None
@@ -115,10 +121,18 @@ class BdevRegistry:
             if not built:
                 _call(on_closed)
         self._insert(bdev, on_closed)
+        await self._arrive(bdev)
         return bdev
 
+    def add(self, bdev: Bdev, on_closed: Callable[[], None] | None = None) -> None:
+        """Make a finished bdev known; it is looked into soon. Raises: UsageError, AlreadyExists."""
+        self._check_free(bdev.name, bdev.uuid)
+        self._insert(bdev, on_closed)
+        self.spawn(self._arrive(bdev))
+
     def _insert(self, bdev: Bdev, on_closed: Callable[[], None] | None) -> None:
-        self._entries[bdev.name] = _Entry(bdev, on_closed)
+        channels = BdevChannels(bdev, self)
+        self._entries[bdev.name] = _Entry(bdev, channels, on_closed)
         _log.info(
             "bdev '%s' is here: %s, %d blocks of %d bytes",
             bdev.name,
@@ -127,7 +141,33 @@ class BdevRegistry:
             bdev.block_size,
         )
         self._tell("bdev_register", bdev.name)
-        self._spawn(self._announce())
+        self.spawn(self._announce())
+
+    async def _arrive(self, bdev: Bdev) -> None:
+        """What follows from a new bdev: those that wait for it, then whoever reads it."""
+        await self._ask(self._on_arrival, bdev)
+        if self.auto_examine and self._examiners:
+            self.examine(bdev)
+
+    def examine(self, bdev: Bdev) -> None:
+        """Begin to look into a bdev; wait_examined() waits for the end."""
+        task = self.spawn(self._ask(self._examiners, bdev))
+        self._examining.add(task)
+        task.add_done_callback(self._examining.discard)
+
+    async def wait_examined(self) -> None:
+        """Wait until every bdev that is here has been looked into."""
+        while self._examining:
+            await asyncio.wait(set(self._examining))
+
+    async def _ask(self, examiners: list[Examiner], bdev: Bdev) -> None:
+        for examiner in examiners:
+            entry = self._entries.get(bdev.name)
+            if entry is None or entry.bdev is not bdev or entry.claims.kind is not None:
+                return
+            [outcome] = await asyncio.gather(examiner(bdev), return_exceptions=True)
+            if isinstance(outcome, BaseException):
+                _log.error("looking into bdev '%s' failed: %r", bdev.name, outcome)
 
     async def _announce(self) -> None:
         async with self._arrived:
@@ -199,65 +239,41 @@ class BdevRegistry:
             if entry.bdev is bdev and listener in entry.listeners:
                 entry.listeners.remove(listener)
 
-    def claim(self, bdev: Bdev, by: str) -> None:
-        """Take it for one user alone. Raises: InUse (errno EPERM) when it is taken."""
-        self.require_unclaimed(bdev)
-        self._entry_of(bdev).claimed_by = by
+    def claim(self, bdev: Bdev, by: str, kind: str = EXCLUSIVE) -> None:
+        """Take it for one user. Raises: InUse (errno EPERM) when somebody has it."""
+        entry = self._entry_of(bdev)
+        if entry.claims.kind is None and entry.listeners:
+            raise refusal(bdev.name, "is in use")
+        entry.claims.take(bdev.name, by, kind)
 
-    def release(self, bdev: Bdev) -> None:
+    def release(self, bdev: Bdev, by: str) -> None:
         """Give a claim back; harmless when there is none."""
         for entry in (*self._entries.values(), *self._leaving):
             if entry.bdev is bdev:
-                entry.claimed_by = None
+                entry.claims.release(by)
 
-    def claimant(self, bdev: Bdev) -> str | None:
-        """Who has claimed it, or None."""
+    def claims(self, bdev: Bdev) -> Claims:
+        """Who has claimed it; nobody has one that is removed."""
         entry = self._entries.get(bdev.name)
-        return entry.claimed_by if entry is not None and entry.bdev is bdev else None
+        return entry.claims if entry is not None and entry.bdev is bdev else Claims()
 
     def require_unclaimed(self, bdev: Bdev) -> None:
         """Raises: InUse with errno EPERM, SPDK's answer, when somebody claimed it."""
-        holder = self.claimant(bdev)
+        holder = self.claims(bdev).holder
         if holder is not None:
-            refusal = InUse(f"bdev '{bdev.name}' is claimed by {holder}")
-            refusal.errno = errno.EPERM
-            raise refusal
+            raise refusal(bdev.name, f"is claimed by {holder}")
 
     def channels(self, bdev: Bdev) -> list[Channel]:
         """The channels that are open now."""
         entry = self._entries.get(bdev.name)
-        if entry is None or entry.bdev is not bdev:
-            return []
-        return [slot.opening.result() for slot in entry.slots.values() if _is_open(slot)]
+        return entry.channels.open_ones() if entry is not None and entry.bdev is bdev else []
 
     async def open_channel(self, bdev: Bdev, reactor: Reactor) -> Channel:
         """Return the one channel of (bdev, reactor), opening it for its first user.
 
         Raises: StateError when the bdev is being removed, HostError when it can't open.
         """
-        entry = self._entry_of(bdev)
-        while (slot := entry.slots.get(reactor)) is not None and slot.closing is not None:
-            await asyncio.shield(slot.closing)
-            entry = self._entry_of(bdev)
-        if slot is None:
-            slot = _Slot(self._spawn(self._open(entry.bdev, reactor)))
-            entry.slots[reactor] = slot
-        slot.users += 1
-        delivered = False
-        try:
-            channel = await asyncio.shield(slot.opening)
-            if entry.removed:
-                raise StateError(f"bdev '{bdev.name}' is being removed")
-            delivered = True
-        finally:
-            if not delivered:
-                self._let_go(entry, reactor, slot)
-        return channel
-
-    async def _open(self, bdev: Bdev, reactor: Reactor) -> Channel:
-        channel = await asyncio.to_thread(bdev.open_channel, reactor)
-        await channel.activate()
-        return channel
+        return await self._entry_of(bdev).channels.open(reactor)
 
     async def close_channel(self, channel: Channel) -> None:
         """Let go of it; the last user's call returns when the reactor has too.
@@ -265,27 +281,33 @@ class BdevRegistry:
         Raises: StateError for a channel that is not open.
         """
         for entry in (*self._entries.values(), *self._leaving):
-            slot = entry.slots.get(channel.reactor)
-            if slot is not None and _is_open(slot) and slot.opening.result() is channel:
-                closing = self._let_go(entry, channel.reactor, slot)
-                if closing is not None:
-                    await asyncio.shield(closing)
+            if entry.channels.has(channel):
+                await entry.channels.close(channel)
                 return
         raise StateError(f"this channel of bdev '{channel.bdev.name}' is not open")
 
-    def _let_go(self, entry: _Entry, reactor: Reactor, slot: _Slot) -> asyncio.Task[None] | None:
-        slot.users -= 1
-        if slot.users == 0:
-            slot.closing = self._spawn(self._shut(entry, reactor, slot))
-        return slot.closing
+    async def replace_base(self, bdev: Bdev, index: int, base: Bdev | None) -> None:
+        """Have every channel use another base, or none; returns when the old one is let go.
 
-    async def _shut(self, entry: _Entry, reactor: Reactor, slot: _Slot) -> None:
-        """Close a channel without users, and the bdev when that was its last one."""
-        await asyncio.wait([slot.opening])
-        if slot.opening.exception() is None:
-            await slot.opening.result().close()
-        del entry.slots[reactor]
-        await self._close_when_unused(entry)
+        Raises: StateError, HostError when a channel of the new one can't open: the bdev then
+        has no base there.
+        """
+        await self._entry_of(bdev).channels.replace_base(index, base)
+
+    def quiesced(self, bdev: Bdev) -> AbstractAsyncContextManager[None]:
+        """Hold new I/O of all its channels back, and have none in flight meanwhile."""
+        return self._entry_of(bdev).channels.quiesced()
+
+    @contextlib.asynccontextmanager
+    async def access(self, bdev: Bdev, reactor: Reactor) -> AsyncIterator[Access]:
+        """Read and write it from control. Raises: StateError, HostError."""
+        from drivebay.bdev.access import Access  # compiled; loaded when first needed
+
+        channel = await self.open_channel(bdev, reactor)
+        try:
+            yield Access(channel)
+        finally:
+            await self.close_channel(channel)
 
     # The end, and changes of size
 
@@ -301,30 +323,32 @@ class BdevRegistry:
         del self._entries[entry.bdev.name]
         self._leaving.append(entry)
         entry.removed = True
-        await asyncio.shield(self._spawn(self._remove(entry)))
+        entry.channels.removed = True
+        await asyncio.shield(self.spawn(self._remove(entry)))
 
     async def _remove(self, entry: _Entry) -> None:
         await self._patiently(entry, self._call_listeners(entry, "remove"))
-        slots = list(entry.slots.values())
-        if slots:
-            await asyncio.wait([slot.opening for slot in slots])
-        for slot in slots:
-            if slot.closing is None and slot.opening.exception() is None:
-                await self._patiently(entry, _drain(slot.opening.result()))
+        await self._patiently(entry, entry.channels.remove())
         _log.info("bdev '%s' is removed", entry.bdev.name)
         self._tell("bdev_unregister", entry.bdev.name)
         await self._close_when_unused(entry)
 
     async def _patiently(self, entry: _Entry, work: Coroutine[Any, Any, None]) -> None:
         """Await it, and name the bdev when it takes long: its I/O is what is waited for."""
-        task = self._spawn(work)
+        task = self.spawn(work)
         finished, _ = await asyncio.wait([task], timeout=SLOW_SECONDS)
         if not finished:
             _log.warning("bdev '%s' is slow: its removal waits for I/O in flight", entry.bdev.name)
         await task
 
+    async def let_go(self, bdev: Bdev) -> None:
+        """The last channel of ``bdev`` is closed: a removed one closes then."""
+        for entry in list(self._leaving):
+            if entry.bdev is bdev:
+                await self._close_when_unused(entry)
+
     async def _close_when_unused(self, entry: _Entry) -> None:
-        if not entry.removed or entry.slots or entry.closed:
+        if not entry.removed or entry.channels.in_use or entry.closed:
             return
         entry.closed = True
         try:
@@ -341,7 +365,7 @@ class BdevRegistry:
         entry = self._entry_of(bdev)
         if num_blocks <= 0:
             raise UsageError(f"bdev '{bdev.name}' can't have {num_blocks} blocks")
-        if num_blocks < bdev.num_blocks and entry.slots:
+        if num_blocks < bdev.num_blocks and entry.channels.in_use:
             raise InUse(
                 f"bdev '{bdev.name}' is in use and can't shrink from {bdev.num_blocks} "
                 f"to {num_blocks} blocks",
@@ -386,7 +410,7 @@ class BdevRegistry:
         for notify in self._notify:
             notify(kind, name)
 
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run it to its end, whatever becomes of the caller."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
@@ -397,15 +421,6 @@ class BdevRegistry:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # whoever waited has seen it
-
-
-def _is_open(slot: _Slot) -> bool:
-    done = slot.opening.done() and not slot.opening.cancelled()
-    return done and slot.opening.exception() is None and slot.users > 0
-
-
-async def _drain(channel: Channel) -> None:
-    await channel.remove()
 
 
 def _call(callback: Callable[[], None] | None) -> None:

@@ -263,7 +263,7 @@ cdef inline void release_slot(blk_queue_t* q, slot_t* slot) noexcept nogil:
     q.free = slot
 
 
-cdef int blk_done(io_t* io, void* context, uint64_t saved) noexcept nogil:
+cdef int blk_done(io_t* io, void* context, uint64_t saved, uint64_t stamp) noexcept nogil:
     """The last frame of a request that was pending."""
     cdef blk_queue_t* q = <blk_queue_t*>context
     cdef slot_t* slot = <slot_t*>io

@@ -35,15 +35,17 @@ cdef enum:
     FRAME_TAKEN = 1         # the I/O goes on; io_complete() will be called again
 
 cdef enum:
-    IO_FRAMES = 10
+    IO_FRAMES = 8           # bdev/base counts them when a bdev is put on another
     IO_INLINE_IOVECS = 8
 
-ctypedef int (*frame_fn)(io_t* io, void* context, uint64_t saved) noexcept nogil
+ctypedef int (*frame_fn)(
+    io_t* io, void* context, uint64_t saved, uint64_t stamp) noexcept nogil
 
 cdef struct frame_t:
     frame_fn fn
     void* context
-    uint64_t saved
+    uint64_t saved          # whatever fn wants back
+    uint64_t stamp          # the same; a tick
 
 cdef struct io_t:
     io_t* link              # for whoever holds the I/O
@@ -53,7 +55,6 @@ cdef struct io_t:
     uint64_t length         # bytes
     uint64_t done           # bytes moved so far, the engine's
     uint64_t engine         # the engine's own word
-    uint64_t started        # tick
     uint32_t iov_count
     int32_t status          # 0 or -errno
     uint8_t operation
@@ -101,11 +102,14 @@ cdef inline uint32_t io_locate(const io_t* io, uint64_t* skip) noexcept nogil:
         i += 1
     return i
 
-cdef inline void io_push(io_t* io, frame_fn fn, void* context, uint64_t saved) noexcept nogil:
+cdef inline void io_push(
+    io_t* io, frame_fn fn, void* context, uint64_t saved, uint64_t stamp=0
+) noexcept nogil:
     cdef frame_t* frame = &io.frames[io.frame_count]
     frame.fn = fn
     frame.context = context
     frame.saved = saved
+    frame.stamp = stamp
     io.frame_count += 1
 
 cdef inline void io_complete(io_t* io) noexcept nogil:
@@ -114,5 +118,5 @@ cdef inline void io_complete(io_t* io) noexcept nogil:
     while io.frame_count:
         io.frame_count -= 1
         frame = &io.frames[io.frame_count]
-        if frame.fn(io, frame.context, frame.saved) == FRAME_TAKEN:
+        if frame.fn(io, frame.context, frame.saved, frame.stamp) == FRAME_TAKEN:
             return

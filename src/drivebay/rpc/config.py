@@ -65,6 +65,9 @@ def subsystem_config(target: Target, name: str) -> list[dict[str, Any]]:
                 calls.append(
                     {"method": method, "params": {**params, **target.kept_parameters(bdev)}}
                 )
+        for wish in target.wishes:
+            method, params = wish.call()
+            calls.append({"method": method, "params": params})
         calls.append({"method": "bdev_wait_for_examine"})
     elif name == "vhost_blk":
         for controller in sorted(target.controllers, key=lambda controller: controller.name):

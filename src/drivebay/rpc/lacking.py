@@ -16,7 +16,6 @@ _LACKING: Final = {
     "bdev_nvme_": "the NVMe driver",
     "bdev_virtio_": "the virtio initiator",
     "bdev_split_": "the split module",
-    "bdev_passthru_": "the passthru module",
     "bdev_delay_": "the delay module",
     "bdev_error_": "the error module",
     "bdev_crypto_": "the crypto module",

@@ -8,6 +8,7 @@ from drivebay.rpc import (
     methods_bdev,
     methods_diagnostics,
     methods_file,
+    methods_filter,
     methods_framework,
     methods_log,
     methods_memory,
@@ -27,6 +28,7 @@ _FILES = (
     methods_bdev,
     methods_memory,
     methods_file,
+    methods_filter,
     methods_vhost,
     methods_diagnostics,
 )

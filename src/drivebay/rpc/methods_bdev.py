@@ -47,11 +47,11 @@ def describe(target: Target, bdev: Bdev) -> dict[str, Any]:
     }
     if bdev.module == "malloc":
         shown["numa_id"] = -1
-    holder = target.registry.claimant(bdev)
+    claim = target.registry.claims(bdev).kind
     shown["assigned_rate_limits"] = dict.fromkeys(_LIMITS, 0)
-    shown["claimed"] = holder is not None
-    if holder is not None:
-        shown["claim_type"] = "exclusive_write"
+    shown["claimed"] = claim is not None
+    if claim is not None:
+        shown["claim_type"] = claim
     shown["zoned"] = False
     shown["supported_io_types"] = {name: name in bdev.io_types for name in _IO_TYPES}
     shown["driver_specific"] = bdev.driver_specific()
@@ -85,7 +85,8 @@ async def bdev_get_bdevs(target: Target, params: Params) -> Any:
 
 @method("bdev_wait_for_examine", RUNTIME)
 async def bdev_wait_for_examine(target: Target, params: Params) -> Any:
-    """Answer when new bdevs have been looked into; none of our modules does that yet."""
+    """Answer when every bdev that is here has been looked into."""
+    await target.registry.wait_examined()
     return True
 
 

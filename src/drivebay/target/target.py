@@ -21,6 +21,7 @@ from typing import Any
 
 from drivebay.bdev.base import Bdev
 from drivebay.bdev.registry import BdevRegistry
+from drivebay.bdev.wishes import Wishes
 from drivebay.errors import HostError, StateError
 from drivebay.reactor.mailbox import ControlMailbox
 from drivebay.reactor.reactor import Reactor
@@ -52,6 +53,7 @@ class Target:
         self.state = "startup"
         self.started_at = time.monotonic()
         self.registry = BdevRegistry()
+        self.wishes = Wishes(self.registry)
         self.notifications = Notifications()
         self.memory = MemoryBudget(options.memory_mb)
         self.settings = Settings()

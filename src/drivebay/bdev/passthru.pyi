@@ -1,0 +1,8 @@
+from uuid import UUID
+
+from drivebay.bdev.base import Bdev
+
+class PassthruBdev(Bdev):
+    """Hands every I/O on to ``base``."""
+
+    def __init__(self, name: str, uuid: UUID | None, base: Bdev) -> None: ...

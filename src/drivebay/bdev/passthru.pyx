@@ -1,0 +1,45 @@
+"""The passthru bdev hands every I/O to its base: for trying what a layer costs, and the
+pattern of every other filter.
+"""
+
+from drivebay.bdev.base cimport Bdev, Channel, channel_t, io_t
+from drivebay.bdev.entry cimport bdev_submit
+
+
+cdef int passthru_submit(channel_t* channel, io_t* io) noexcept nogil:
+    return bdev_submit(<channel_t*>channel.module, io)
+
+
+cdef class PassthruChannel(Channel):
+    def __init__(self, Bdev bdev, reactor, Channel base):
+        Channel.__init__(self, bdev, reactor)
+        self.raw.submit = passthru_submit
+        self.raw.module = &base.raw     # open for longer than this one
+
+
+cdef class PassthruBdev(Bdev):
+    product_name = "passthru"
+    module = "passthru"
+
+    def __init__(self, str name, uuid, Bdev base):
+        Bdev.__init__(self, name, uuid, base.block_size, base.num_blocks)
+        self.stand_on([base])
+        self.readonly = base.readonly
+        self.raw.operations = base.raw.operations
+
+    @property
+    def content_id(self):
+        return self.bases[0].content_id
+
+    @property
+    def volatile_content(self):
+        return self.bases[0].volatile_content
+
+    def size_on_bases(self):
+        return self.bases[0].num_blocks
+
+    def open_channel(self, reactor, *bases):
+        return PassthruChannel(self, reactor, bases[0])
+
+    def driver_specific(self):
+        return {"passthru": {"name": self.name, "base_bdev_name": self.bases[0].name}}
