@@ -90,3 +90,15 @@ def test_latency(tmp_path: Path) -> None:
         sample = line["samples"][0]
         assert 0 < sample["p50_us"] <= sample["p99_us"] <= sample["p99_9_us"]
     assert len(found["goals"]) == 4
+
+
+def test_stacks(tmp_path: Path) -> None:
+    done = run("bdev_stack.py", "--quick", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "bdev_stack.json").read_text())
+    rows = {(row["stack"], row["rw"]): row for row in found["rows"]}
+    for stack in ("malloc", "passthru x5"):
+        for rw in ("randread", "randwrite"):
+            assert rows[stack, rw]["samples"][0]["iops"] > 0
+    assert len(found["goals"]) >= len(rows) - 2
+    assert "percent of the bare disk's throughput lost" in done.stdout

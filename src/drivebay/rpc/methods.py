@@ -12,6 +12,7 @@ from drivebay.rpc import (
     methods_framework,
     methods_log,
     methods_memory,
+    methods_python,
     methods_settings,
     methods_thread,
     methods_vhost,
@@ -29,6 +30,7 @@ _FILES = (
     methods_memory,
     methods_file,
     methods_filter,
+    methods_python,
     methods_vhost,
     methods_diagnostics,
 )
