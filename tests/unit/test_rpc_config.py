@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from drivebay.bdev.keyring import Keyring
 from drivebay.errors import HostError, UsageError
 from drivebay.rpc.config import Entry, Replay, read_config, saved_config, write_config
 from drivebay.rpc.jsonrpc import RpcError
@@ -103,6 +104,7 @@ def test_ignoring_errors_goes_on_and_forgets_nothing() -> None:
     target: Any = SimpleNamespace(
         wishes=[],
         settings=Settings(),
+        keyring=Keyring(),
         registry=[],
         controllers=[controller],
         unloaded=[*failing, entry("vfu_create", {}, 1, "vfio_user_target")],

@@ -6,6 +6,7 @@ Context: control (the asyncio thread).
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -18,9 +19,19 @@ if TYPE_CHECKING:
     from drivebay.bdev.base import Bdev
     from drivebay.bdev.registry import BdevRegistry
 
-__all__ = ["stack"]
+__all__ = ["derived_uuid", "stack"]
 
 _log = logging.getLogger(__name__)
+
+
+def derived_uuid(namespace: UUID, base: UUID) -> UUID:
+    """The uuid that SPDK gives to a bdev on ``base``: the same after each start.
+
+    >>> derived_uuid(UUID(int=1), UUID(int=2))
+    UUID('cfc0356d-8612-54eb-a4d2-4ba6b70a12f0')
+    """
+    digest = hashlib.sha1(namespace.bytes + base.bytes, usedforsecurity=False).digest()
+    return UUID(bytes=digest[:16], version=5)
 
 
 async def stack(

@@ -57,7 +57,9 @@ SUBSYSTEMS: Final[dict[str, tuple[str, ...]]] = {
 def subsystem_config(target: Target, name: str) -> list[dict[str, Any]]:
     """The calls that rebuild one of SUBSYSTEMS as it is now."""
     calls = target.settings.calls(name)
-    if name == "bdev":
+    if name == "accel":
+        calls += target.keyring.calls()
+    elif name == "bdev":
         for bdev in target.registry:
             saved = bdev.save()
             if saved is not None:

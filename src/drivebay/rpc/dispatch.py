@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import re
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +42,8 @@ __all__ = ["Dispatcher"]
 
 _log = logging.getLogger(__name__)
 _SHOWN_BYTES = 2000
+# The log is no place for the keys of encrypted disks, also when their name is misspelt.
+_KEYS = re.compile(r'("key2?"\s*:\s*")[^"]*|(")[0-9a-fA-F]{32,}')
 
 _NEEDS_RUNTIME = (
     "Method may only be called after framework is initialized using framework_start_init RPC."
@@ -190,4 +193,4 @@ class Dispatcher:
 def _show(what: str, message: bytes) -> None:
     if _log.isEnabledFor(logging.DEBUG):
         text = message[:_SHOWN_BYTES].decode("utf-8", "replace")
-        _log.debug("%s of %d bytes: %s", what, len(message), text)
+        _log.debug("%s of %d bytes: %s", what, len(message), _KEYS.sub(r"\1\2…", text))

@@ -18,7 +18,6 @@ _LACKING: Final = {
     "bdev_split_": "the split module",
     "bdev_delay_": "the delay module",
     "bdev_error_": "the error module",
-    "bdev_crypto_": "the crypto module",
     "bdev_rbd_": "Ceph RBD",
     "bdev_iscsi_": "the iSCSI initiator",
     "bdev_ftl_": "FTL",

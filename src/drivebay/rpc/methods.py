@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from drivebay.rpc import (
     methods_bdev,
+    methods_crypto,
     methods_diagnostics,
     methods_file,
     methods_filter,
@@ -31,6 +32,7 @@ _FILES = (
     methods_file,
     methods_filter,
     methods_python,
+    methods_crypto,
     methods_vhost,
     methods_diagnostics,
 )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID, uuid5
+from uuid import UUID
 
-from drivebay.bdev.stack import stack
+from drivebay.bdev.stack import derived_uuid, stack
 from drivebay.bdev.wishes import Wish
 from drivebay.errors import AlreadyExists, NotFound
 from drivebay.rpc.schema import BDEV, RUNTIME, Param, Params, String, Uuid, method
@@ -42,7 +42,7 @@ async def bdev_passthru_create(target: Target, params: Params) -> Any:
         raise AlreadyExists(f"a passthru bdev '{name[:80]}' is wanted already")
 
     async def make(base: Bdev) -> Bdev:
-        uuid = params["uuid"] or uuid5(_PASSTHRU_NAMESPACE, str(base.uuid))
+        uuid = params["uuid"] or derived_uuid(_PASSTHRU_NAMESPACE, base.uuid)
         return await stack(
             target.registry,
             [base],

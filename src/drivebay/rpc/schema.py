@@ -60,6 +60,7 @@ class Kind:
     """A parameter's type: ``name`` for the documentation, ``read`` to check a value."""
 
     name: str
+    secret = False
 
     def read(self, value: object) -> Any:
         """Return the checked value. Raises: ValueError, saying what was expected."""
@@ -67,7 +68,12 @@ class Kind:
 
 
 class String(Kind):
+    """A ``secret`` one is never shown, and no value that its method refuses."""
+
     name = "string"
+
+    def __init__(self, *, secret: bool = False) -> None:
+        self.secret = secret
 
     def read(self, value: object) -> str:
         if not isinstance(value, str):
@@ -230,7 +236,10 @@ class Method:
     def _refuse(self, field: str | None, value: object, hint: str) -> RpcError:
         data: dict[str, Any] = {"hint": hint}
         if field is not None:
-            data = {"field": shorten(field), "value": shorten(value), "hint": hint}
+            # A secret may stand under a name that is misspelt.
+            secretive = any(param.kind.secret for param in self.params)
+            shown = None if secretive else shorten(value)
+            data = {"field": shorten(field), "value": shown, "hint": hint}
         return RpcError(self.style.params_code, self.style.params_message, data)
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from drivebay.bdev.base import Bdev
+from drivebay.bdev.keyring import Keyring
 from drivebay.bdev.registry import BdevRegistry
 from drivebay.bdev.wishes import Wishes
 from drivebay.errors import HostError, StateError
@@ -57,6 +58,7 @@ class Target:
         self.notifications = Notifications()
         self.memory = MemoryBudget(options.memory_mb)
         self.settings = Settings()
+        self.keyring = Keyring()
         self.unloaded: list[Any] = []  # entries of the configuration that failed to load
         self.reactors: list[Reactor] = []
         self.rpc_methods: Mapping[str, Any] = {}  # what its RPC server answers
