@@ -10,7 +10,7 @@ from posix.mman cimport (
 )
 
 from drivebay.bdev.base cimport (
-    FRAME_DONE, SUBMIT_DONE, SUBMIT_PENDING, SUBMIT_QUEUED, channel_t, io_complete, io_push, io_t,
+    FRAME_TAKEN, SUBMIT_DONE, SUBMIT_PENDING, SUBMIT_QUEUED, channel_t, io_complete, io_push, io_t,
 )
 from drivebay.bdev.entry cimport bdev_submit
 from drivebay.reactor.io cimport (
@@ -110,7 +110,7 @@ cdef int child_done(io_t* io, void* context, uint64_t saved, uint64_t stamp) noe
             complete(fan)
         if fanout.blockless:    # one that has the block is still to come back
             break
-    return FRAME_DONE
+    return FRAME_TAKEN          # the child may be another fan's already: hands off
 
 
 cdef void end(fan_t* fan) noexcept nogil:
