@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from drivebay.bdev.python_bdev import PythonBdev
 from drivebay.engines.vhost_user_client import RequestFailed, VhostUserBlk
 from tests.fakes.driver import Kind, Session
 from tests.fakes.memory import Layout
@@ -175,6 +176,15 @@ def test_a_monitor_that_takes_its_memory_away_ends_only_its_session(
     target.rpc("vhost_delete_controller", ctrlr="c0")
     target.rpc("drivebay_bdev_python_delete", name="P0")
     assert "Traceback" not in target.log()
+
+
+def test_the_example_on_the_page_is_a_disk() -> None:
+    page = (ROOT / "docs" / "bdev" / "python.md").read_text()
+    made: dict[str, Any] = {}
+    exec(page.split("```python\n")[1].split("```")[0], made)
+    disk = made["Numbers"]()
+    assert disk.read(4096, 512) == b"".join(n.to_bytes(8, "little") for n in range(4096, 4608, 8))
+    assert PythonBdev("N0", None, disk).io_types == {"read"}
 
 
 class _Ranges(BaseHTTPRequestHandler):
