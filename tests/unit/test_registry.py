@@ -46,6 +46,30 @@ def test_a_bdev_is_found_by_name_alias_and_uuid() -> None:
     run(test)
 
 
+def test_aliases_change_and_go_with_their_bdev() -> None:
+    async def test(registry: Any) -> None:
+        bdev, other = FakeBdev("M0"), FakeBdev("M1")
+        bdev.aliases.append("lvs/old")
+        registry.add(bdev)
+        registry.add(other)
+        registry.set_aliases(bdev, ["lvs/old", "lvs/new"])
+        registry.set_aliases(bdev, ["lvs/new"])
+        assert registry.get("lvs/new") is bdev
+        assert registry.is_free("lvs/old")
+        for taken in ("lvs/new", "M0", str(bdev.uuid)):
+            with pytest.raises(AlreadyExists):
+                registry.set_aliases(other, ["lvs/free", taken])
+        assert other.aliases == []
+        assert registry.is_free("lvs/free")
+        await registry.remove("lvs/new")
+        for name in ("M0", "lvs/new", str(bdev.uuid)):
+            assert registry.is_free(name)
+        with pytest.raises(StateError):
+            registry.set_aliases(bdev, ["lvs/late"])
+
+    run(test)
+
+
 def test_iteration_is_in_the_order_of_creation() -> None:
     async def test(registry: Any) -> None:
         bdevs = [FakeBdev(name) for name in ("z", "a", "m")]

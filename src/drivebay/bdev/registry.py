@@ -55,6 +55,9 @@ class BdevRegistry:
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
+        self._by_alias: dict[str, _Entry] = {}
+        self._by_uuid: dict[str, _Entry] = {}
+        self._held: dict[Bdev, _Entry] = {}  # all until they are closed
         self._leaving: list[_Entry] = []  # removed, but not yet let go of
         self._reserved: dict[str, UUID | None] = {}
         self._arrived = asyncio.Condition()
@@ -131,8 +134,9 @@ class BdevRegistry:
         self.spawn(self._arrive(bdev))
 
     def _insert(self, bdev: Bdev, on_closed: Callable[[], None] | None) -> None:
-        channels = BdevChannels(bdev, self)
-        self._entries[bdev.name] = _Entry(bdev, channels, on_closed)
+        entry = _Entry(bdev, BdevChannels(bdev, self), on_closed)
+        self._entries[bdev.name] = self._held[bdev] = self._by_uuid[str(bdev.uuid)] = entry
+        self._by_alias |= dict.fromkeys(bdev.aliases, entry)
         _log.info(
             "bdev '%s' is here: %s, %d blocks of %d bytes",
             bdev.name,
@@ -184,14 +188,23 @@ class BdevRegistry:
             raise AlreadyExists(f"a bdev with uuid {uuid} exists already")
 
     def _find(self, name: str) -> _Entry | None:
-        entry = self._entries.get(name)
-        if entry is not None:
-            return entry
-        wanted = name.lower()
-        for entry in self._entries.values():
-            if wanted == str(entry.bdev.uuid) or name in entry.bdev.aliases:
-                return entry
-        return None
+        return (
+            self._entries.get(name) or self._by_alias.get(name) or self._by_uuid.get(name.lower())
+        )
+
+    def set_aliases(self, bdev: Bdev, aliases: list[str]) -> None:
+        """Give it these further names instead. Raises: AlreadyExists, StateError when removed."""
+        entry = self._entry_of(bdev)
+        for alias in aliases:
+            if self._find(alias) not in (None, entry):
+                raise AlreadyExists(f"a bdev called '{alias[:80]}' exists already")
+        self._forget_aliases(entry)
+        bdev.aliases = list(aliases)
+        self._by_alias |= dict.fromkeys(aliases, entry)
+
+    def _forget_aliases(self, entry: _Entry) -> None:
+        for alias in entry.bdev.aliases:
+            self._by_alias.pop(alias, None)
 
     def get(self, name: str) -> Bdev:
         """Return a bdev by name, alias or uuid. Raises: NotFound."""
@@ -235,9 +248,9 @@ class BdevRegistry:
 
     def unsubscribe(self, bdev: Bdev, listener: Listener) -> None:
         """Stop calling it; harmless when it is not subscribed (any more)."""
-        for entry in (*self._entries.values(), *self._leaving):
-            if entry.bdev is bdev and listener in entry.listeners:
-                entry.listeners.remove(listener)
+        entry = self._held.get(bdev)
+        if entry is not None and listener in entry.listeners:
+            entry.listeners.remove(listener)
 
     def claim(self, bdev: Bdev, by: str, kind: str = EXCLUSIVE) -> None:
         """Take it for one user. Raises: InUse (errno EPERM) when somebody has it."""
@@ -248,9 +261,9 @@ class BdevRegistry:
 
     def release(self, bdev: Bdev, by: str) -> None:
         """Give a claim back; harmless when there is none."""
-        for entry in (*self._entries.values(), *self._leaving):
-            if entry.bdev is bdev:
-                entry.claims.release(by)
+        entry = self._held.get(bdev)
+        if entry is not None:
+            entry.claims.release(by)
 
     def claims(self, bdev: Bdev) -> Claims:
         """Who has claimed it; nobody has one that is removed."""
@@ -280,10 +293,10 @@ class BdevRegistry:
 
         Raises: StateError for a channel that is not open.
         """
-        for entry in (*self._entries.values(), *self._leaving):
-            if entry.channels.has(channel):
-                await entry.channels.close(channel)
-                return
+        entry = self._held.get(channel.bdev)
+        if entry is not None and entry.channels.has(channel):
+            await entry.channels.close(channel)
+            return
         raise StateError(f"this channel of bdev '{channel.bdev.name}' is not open")
 
     async def replace_base(self, bdev: Bdev, index: int, base: Bdev | None) -> None:
@@ -321,6 +334,8 @@ class BdevRegistry:
         bdev = self.get(name) if module is None else self.get_of_module(name, module)
         entry = self._entry_of(bdev)
         del self._entries[entry.bdev.name]
+        self._by_uuid.pop(str(entry.bdev.uuid), None)
+        self._forget_aliases(entry)
         self._leaving.append(entry)
         entry.removed = True
         entry.channels.removed = True
@@ -343,9 +358,9 @@ class BdevRegistry:
 
     async def let_go(self, bdev: Bdev) -> None:
         """The last channel of ``bdev`` is closed: a removed one closes then."""
-        for entry in list(self._leaving):
-            if entry.bdev is bdev:
-                await self._close_when_unused(entry)
+        entry = self._held.get(bdev)
+        if entry is not None:
+            await self._close_when_unused(entry)
 
     async def _close_when_unused(self, entry: _Entry) -> None:
         if not entry.removed or entry.channels.in_use or entry.closed:
@@ -355,6 +370,7 @@ class BdevRegistry:
             await asyncio.to_thread(entry.bdev.close)
         finally:
             self._leaving.remove(entry)
+            del self._held[entry.bdev]
             _call(entry.on_closed)
 
     async def resize(self, bdev: Bdev, num_blocks: int) -> None:
