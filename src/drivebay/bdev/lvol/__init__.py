@@ -1,0 +1,1 @@
+"""Logical volumes on SPDK's blobstore."""

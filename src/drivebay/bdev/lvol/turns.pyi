@@ -1,0 +1,4 @@
+class Turns:
+    """One reactor's, for all stores."""
+
+    def close(self) -> None: ...
