@@ -116,6 +116,28 @@ def test_a_channel_opens_those_below_it_and_closes_them() -> None:
     scene(test)
 
 
+def test_a_base_is_free_again_also_when_what_stood_on_it_was_being_examined() -> None:
+    async def test(registry: BdevRegistry) -> None:
+        base = malloc_bdev()
+        registry.add(base)
+        async with running_reactor() as reactor:
+            looking = asyncio.Event()
+
+            async def look(bdev: Bdev) -> None:
+                async with registry.access(bdev, reactor):
+                    looking.set()
+                    await asyncio.sleep(0.05)
+
+            registry.on_examine(look)
+            await passthru(registry, "P0", base)
+            await looking.wait()
+            await registry.remove("P0")
+            assert registry.claims(base).kind is None
+            await registry.close()
+
+    scene(test)
+
+
 def test_a_resize_travels_up() -> None:
     async def test(registry: BdevRegistry) -> None:
         base = MallocBdev("M", None, 512, 4096)

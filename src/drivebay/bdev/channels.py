@@ -141,6 +141,12 @@ class BdevChannels:
             if slot.closing is None and channel is not None:
                 await channel.remove()
 
+    async def wait_closing(self) -> None:
+        """Wait for those whose last user has let go already."""
+        closing = [slot.closing for slot in self._slots.values() if slot.closing is not None]
+        if closing:
+            await asyncio.wait(closing)
+
     async def replace_base(self, index: int, base: Bdev | None) -> None:
         """Have all use another base, or none; returns when the old one is let go.
 

@@ -65,7 +65,7 @@ class BdevRegistry:
         self._notify: list[Callable[[str, str], None]] = []
         self._on_arrival: list[Examiner] = []
         self._examiners: list[Examiner] = []
-        self._examining: set[asyncio.Task[None]] = set()
+        self._examining: dict[asyncio.Task[None], Bdev] = {}
         self.auto_examine = True
 
     def on_event(self, notify: Callable[[str, str], None]) -> None:
@@ -85,6 +85,10 @@ class BdevRegistry:
 
     def __iter__(self) -> Iterator[Bdev]:
         return iter([entry.bdev for entry in self._entries.values()])
+
+    def __contains__(self, bdev: Bdev) -> bool:
+        entry = self._entries.get(bdev.name)
+        return entry is not None and entry.bdev is bdev
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -156,8 +160,8 @@ class BdevRegistry:
     def examine(self, bdev: Bdev) -> None:
         """Begin to look into a bdev; wait_examined() waits for the end."""
         task = self.spawn(self._ask(self._examiners, bdev))
-        self._examining.add(task)
-        task.add_done_callback(self._examining.discard)
+        self._examining[task] = bdev
+        task.add_done_callback(self._examining.pop)
 
     async def wait_examined(self) -> None:
         """Wait until every bdev that is here has been looked into."""
@@ -344,6 +348,11 @@ class BdevRegistry:
     async def _remove(self, entry: _Entry) -> None:
         await self._patiently(entry, self._call_listeners(entry, "remove"))
         await self._patiently(entry, entry.channels.remove())
+        # Whoever looks into it lets go at once now; its bases are free when this is answered.
+        looking = [task for task, bdev in self._examining.items() if bdev is entry.bdev]
+        if looking:
+            await asyncio.wait(looking)
+        await entry.channels.wait_closing()
         _log.info("bdev '%s' is removed", entry.bdev.name)
         self._tell("bdev_unregister", entry.bdev.name)
         await self._close_when_unused(entry)

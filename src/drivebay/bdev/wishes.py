@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from drivebay.errors import DrivebayError, NotFound
@@ -31,6 +31,8 @@ class Wish:
     bases: tuple[str, ...]
     make: Callable[..., Awaitable[Any]]
     call: Callable[[], tuple[str, dict[str, Any]]]
+    settings: dict[str, int] = field(default_factory=dict)  # what may change while it is there
+    once: bool = False  # forgotten when a base that it was made on is removed
     made_on: list[Bdev] | None = None
 
 
@@ -41,6 +43,7 @@ class Wishes:
         self._registry = registry
         self._wishes: list[Wish] = []
         registry.on_arrival(self._arrived)
+        registry.on_event(self._happened)
 
     def __iter__(self) -> Iterator[Wish]:
         return iter(list(self._wishes))
@@ -83,6 +86,13 @@ class Wishes:
         except BaseException:
             wish.made_on = None
             raise
+
+    def _happened(self, kind: str, name: str) -> None:
+        if kind != "bdev_unregister":
+            return
+        for wish in self:
+            if wish.once and any(base not in self._registry for base in wish.made_on or ()):
+                self.forget(wish)
 
     async def _arrived(self, bdev: Bdev) -> None:
         for wish in self:

@@ -8,6 +8,7 @@ from drivebay.rpc import (
     methods_bdev,
     methods_crypto,
     methods_diagnostics,
+    methods_error,
     methods_file,
     methods_filter,
     methods_framework,
@@ -15,6 +16,7 @@ from drivebay.rpc import (
     methods_memory,
     methods_python,
     methods_settings,
+    methods_split,
     methods_thread,
     methods_vhost,
 )
@@ -33,6 +35,8 @@ _FILES = (
     methods_filter,
     methods_python,
     methods_crypto,
+    methods_split,
+    methods_error,
     methods_vhost,
     methods_diagnostics,
 )

@@ -70,6 +70,7 @@ class Target:
         self._mailbox: ControlMailbox | None = None
         self._workers: ThreadPoolExecutor | None = None
         self.registry.on_event(self.notifications.add)
+        self.registry.on_examine(self._examine_gpt)
 
     async def start(self) -> None:
         """Bring up reactors and what stands on them. Raises: DrivebayError; stop() then."""
@@ -100,6 +101,11 @@ class Target:
             reactor.close()
             raise
         self.reactors.append(reactor)
+
+    async def _examine_gpt(self, bdev: Bdev) -> None:
+        from drivebay.bdev.gpt import examine_gpt  # on a compiled module; the first bdev needs it
+
+        await examine_gpt(self.registry, self.reactors[0], bdev)
 
     def start_runtime(self) -> None:
         """Leave the startup state. Raises: StateError when it was left before."""

@@ -139,6 +139,7 @@ def parse_header(block: bytes, lba: int, block_bytes: int, blocks: int) -> Heade
             f"{entries}, the other header at {other}"
         )
     apart = last < entries or entries + entries_blocks <= first
+    apart = apart and not first <= own <= last
     if not (2 <= first <= last < blocks and apart):
         raise GptError(
             f"the GPT header in block {lba} gives the blocks {first} to {last} to partitions, of "

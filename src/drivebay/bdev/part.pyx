@@ -1,0 +1,51 @@
+"""A part hands every I/O to its base, with the start of the part added to its offset."""
+
+from drivebay.bdev.base cimport Bdev, Channel, channel_t, io_t
+from drivebay.bdev.entry cimport bdev_submit
+
+from drivebay.errors import UsageError
+
+
+cdef int part_submit(channel_t* channel, io_t* io) noexcept nogil:
+    """The entry has checked the range against the part, and restores the offset."""
+    cdef part_t* part = <part_t*>channel.module
+    io.offset += part.start
+    return bdev_submit(part.base, io)
+
+
+cdef class PartChannel(Channel):
+    def __init__(self, PartBdev bdev, reactor, Channel base):
+        Channel.__init__(self, bdev, reactor)
+        self.part.base = &base.raw
+        self.part.start = bdev.offset_blocks * bdev.block_size
+        self.raw.submit = part_submit
+        self.raw.module = &self.part
+
+
+cdef class PartBdev(Bdev):
+    def __init__(self, str name, uuid, Bdev base, offset_blocks, num_blocks):
+        Bdev.__init__(self, name, uuid, base.block_size, num_blocks)
+        if offset_blocks < 0 or offset_blocks + num_blocks > base.num_blocks:
+            raise UsageError(
+                f"bdev '{base.name}' has {base.num_blocks} blocks, not the {num_blocks} blocks "
+                f"from block {offset_blocks} on that bdev '{name}' would be")
+        self.offset_blocks = offset_blocks
+        self.own_blocks = num_blocks
+        self.stand_on([base])
+        self.readonly = base.readonly
+        self.raw.operations = base.raw.operations
+
+    @property
+    def content_id(self):
+        return f"{self.bases[0].content_id} from block {self.offset_blocks}"
+
+    @property
+    def volatile_content(self):
+        return self.bases[0].volatile_content
+
+    def size_on_bases(self):
+        """A part keeps its place: it is cut off where its base ends, and grows back with it."""
+        return min(self.own_blocks, self.bases[0].num_blocks - self.offset_blocks)
+
+    def open_channel(self, reactor, *bases):
+        return PartChannel(self, reactor, bases[0])
