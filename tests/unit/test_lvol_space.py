@@ -10,7 +10,7 @@ import pytest
 from drivebay.bdev.file import FileBdev
 from drivebay.bdev.lvol.free_map import FreeMap
 from drivebay.bdev.lvol.table import ClusterTable
-from drivebay.errors import HostError, InternalError, StateError
+from drivebay.errors import HostError, InternalError, StateError, UsageError
 from tests.fakes.driver import Kind, Status
 from tests.fakes.lvol import LvolMachine
 from tests.unit.test_lvol_path import CLUSTER, K16, base_ops, pattern, start_writes, status_of_write
@@ -172,16 +172,17 @@ def test_a_snapshot_is_a_change_of_tables_while_quiesced() -> None:
         held = start_writes(disk, [1], pattern(512, 9))
         machine.step(5)
         assert held[0].completion is None
-        new = machine.cluster_table(4)
-        new.set_parent(table)
-        volume.set_table(new)
+        old = machine.cluster_table(4)
+        old.swap(table)
+        table.set_parent(old)
         machine.settle(channel.ungate())
         disk.wait_all()
-        frozen = machine.disk(machine.volume(table, readonly=True))
+        frozen = machine.disk(machine.volume(old, readonly=True))
         assert frozen.read(0, 2 * K16) == pattern(2 * K16)
         assert disk.read(0, 1024) == pattern(512) + pattern(512, 9)
-        assert (table.allocated, new.allocated) == (2, 1)
-        machine.check_disk(table, new)
+        assert (old.allocated, table.allocated) == (2, 1)
+        with pytest.raises(UsageError, match="run lengths"):
+            table.swap(machine.cluster_table(4, extent_table=False))
 
 
 def test_a_gate_waits_for_writes_across_clusters_that_wait_for_theirs() -> None:

@@ -60,3 +60,4 @@ cdef class ClusterTable:
     cdef Numbers pages
     cdef readonly ClusterTable parent
     cdef readonly Channel external_channel
+    cdef void point(self) noexcept

@@ -1,3 +1,5 @@
+from drivebay.bdev.base import Channel
+
 class ClusterTable:
     """Where a volume's clusters lie. Context: control.
 
@@ -7,6 +9,7 @@ class ClusterTable:
 
     parent: ClusterTable | None
     external: bool  # what is not here lies on another bdev
+    external_channel: Channel | None
 
     def __init__(self, num_clusters: int, blob_id: int, *, extent_table: bool = True) -> None:
         """Nothing allocated. Without ``extent_table`` control itself saves each allocation."""
@@ -39,10 +42,16 @@ class ClusterTable:
     def resize(self, num_clusters: int) -> None:
         """New entries are not allocated; those cut off must have been released before."""
 
+    def swap(self, other: ClusterTable) -> None:
+        """Exchange clusters and extent pages, however many; blob_id and parents stay.
+
+        Raises: UsageError when one has an extent table and the other has not.
+        """
+
     def set_parent(self, parent: ClusterTable | None) -> None:
         """What is not allocated here is read there; None: it reads as zeroes."""
 
-    def set_external(self, channel: object | None, *, present: bool = True) -> None:
+    def set_external(self, channel: Channel | None, *, present: bool = True) -> None:
         """What is not allocated here is read from another bdev.
 
         ``channel`` is of that bdev, on the owner's reactor and kept open; None while it is

@@ -8,6 +8,8 @@ from libc.string cimport memcpy
 from drivebay.bdev.base cimport Channel
 from drivebay.memory.platform cimport store_release_u32
 
+from drivebay.errors import UsageError
+
 
 cdef class Numbers:
     """An array of u32 for memoryview(); zeroes that were never written cost no memory."""
@@ -51,13 +53,17 @@ cdef inline size_t pages_for(uint64_t num_clusters) noexcept:
 cdef class ClusterTable:
     def __init__(self, uint64_t num_clusters, uint64_t blob_id, *, bint extent_table=True):
         self.numbers = Numbers(num_clusters)
-        self.raw.clusters = self.numbers.data
         self.raw.num_clusters = num_clusters
         self.raw.blob_id = blob_id
         self.raw.object = <void*>self
         if extent_table:
             self.pages = Numbers(pages_for(num_clusters))
-            self.raw.extent_pages = self.pages.data
+        self.point()
+
+    cdef void point(self) noexcept:
+        """The path reads these arrays."""
+        self.raw.clusters = self.numbers.data
+        self.raw.extent_pages = NULL if self.pages is None else self.pages.data
 
     @property
     def num_clusters(self):
@@ -100,12 +106,22 @@ cdef class ClusterTable:
 
     def resize(self, uint64_t num_clusters):
         self.numbers = resized(self.numbers, num_clusters)
-        self.raw.clusters = self.numbers.data
         self.raw.num_clusters = num_clusters
         if self.pages is not None:
             self.pages = resized(self.pages, pages_for(num_clusters))
-            self.raw.extent_pages = self.pages.data
+        self.point()
         self.recount()
+
+    def swap(self, ClusterTable other):
+        if (self.pages is None) != (other.pages is None):
+            raise UsageError("a table of run lengths cannot change places with one of pages")
+        self.numbers, other.numbers = other.numbers, self.numbers
+        self.pages, other.pages = other.pages, self.pages
+        self.raw.num_clusters, other.raw.num_clusters = (
+            other.raw.num_clusters, self.raw.num_clusters)
+        self.raw.allocated, other.raw.allocated = other.raw.allocated, self.raw.allocated
+        self.point()
+        other.point()
 
     def set_parent(self, ClusterTable parent):
         self.raw.external = False
