@@ -38,6 +38,7 @@ RWS = ("randread", "randwrite")
 DEPTH = 32
 CLUSTER_BYTES = 64 << 10
 STORE_BYTES = 64 << 30  # on a null disk: only what the store itself does is measured
+SMALL_STORE_BYTES = 256 << 20
 OPEN_LIMIT_S = 2.0
 SNAPSHOT_LIMIT_S = 0.05
 
@@ -197,23 +198,21 @@ def measure_stacks(
 
 
 @contextmanager
-def store_on_null(target: Target, name: str) -> Iterator[str]:
-    """A store of small clusters on a disk that keeps nothing."""
-    blocks = STORE_BYTES // 4096
-    target.call("bdev_null_create", name=name, block_size=4096, num_blocks=blocks)
-    store = f"{name}-s"
-    target.call(
-        "bdev_lvol_create_lvstore", bdev_name=name, lvs_name=store, cluster_sz=CLUSTER_BYTES
-    )
+def store_on(target: Target, kind: str, size: int, **more: int) -> Iterator[str]:
+    """A store on a disk of its own, "null" or "malloc"; on null it keeps nothing."""
+    disk, store = f"{kind}-store", f"{kind}-s"
+    blocks = size // 4096
+    target.call(f"bdev_{kind}_create", name=disk, block_size=4096, num_blocks=blocks)
+    target.call("bdev_lvol_create_lvstore", bdev_name=disk, lvs_name=store, **more)
     yield store
     target.call("bdev_lvol_delete_lvstore", lvs_name=store)
-    target.call("bdev_null_delete", name=name)
+    target.call(f"bdev_{kind}_delete", name=disk)
 
 
 def first_writes(target: Target, seconds: float) -> float:
     """First writes a second of a fresh thin volume: each fills a cluster that was not there."""
     mebibytes = (STORE_BYTES >> 20) * 7 // 8
-    with store_on_null(target, "thin") as store:
+    with store_on(target, "null", STORE_BYTES, cluster_sz=CLUSTER_BYTES) as store:
         volume = {"lvol_name": "v", "size_in_mib": mebibytes, "lvs_name": store}
         target.call("bdev_lvol_create", **volume, thin_provision=True)
         serve(target, "thin", "vhost.thin", f"{store}/v")
@@ -239,14 +238,13 @@ def first_writes(target: Target, seconds: float) -> float:
 def snapshot_seconds(target: Target, gibibytes: int, repeat: int) -> list[float]:
     """Snapshots of a thin volume of this size, in a store that has far less."""
     times = []
-    with store_on_null(target, "snap") as store:
+    with store_on(target, "malloc", SMALL_STORE_BYTES) as store:
         volume = {"lvol_name": "v", "size_in_mib": gibibytes << 10, "lvs_name": store}
         target.call("bdev_lvol_create", **volume, thin_provision=True)
         for number in range(repeat):
+            taken = {"lvol_name": f"{store}/v", "snapshot_name": f"snapshot{number}"}
             began = time.monotonic()
-            target.call(
-                "bdev_lvol_snapshot", lvol_name=f"{store}/v", snapshot_name=f"snapshot{number}"
-            )
+            target.call("bdev_lvol_snapshot", **taken)
             times.append(time.monotonic() - began)
     return times
 
