@@ -346,6 +346,19 @@ def test_removal_waits_for_the_call_in_progress() -> None:
     scene(test)
 
 
+def test_without_threads_it_does_not_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    bdev = PythonBdev("P0", None, Memory())
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(HostError, match="no thread for bdev 'P0'"):
+            bdev.start()
+    bdev.start()
+    bdev.close()
+
+
 def test_a_close_that_fails_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     class Clinging(Memory):
         def close(self) -> None:

@@ -11,7 +11,7 @@ Context: reactor for submit, act_finish and post; the bdev's threads from run() 
 
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EIO, errno
+from libc.errno cimport EAGAIN, EIO, errno
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy
 from posix.unistd cimport close, read, write
@@ -165,7 +165,10 @@ cdef class PythonBdev(Bdev):
                 number = len(self.threads)
                 thread = threading.Thread(
                     target=self.run, name=f"{self.name}_{number}", daemon=True)
-                thread.start()
+                try:
+                    thread.start()
+                except RuntimeError as error:
+                    raise HostError(f"no thread for bdev '{self.name}'", EAGAIN) from error
                 self.threads.append(thread)
 
     def run(self):
