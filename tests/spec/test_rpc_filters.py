@@ -275,7 +275,7 @@ def test_injection_is_accepted_in_all_kinds(shared: TargetProcess) -> None:
     assert shared.rpc("bdev_error_inject_error", **cleared) is True
 
 
-def test_partitions_of_a_file_are_found_and_not_saved(target: TargetProcess) -> None:
+def image_with_a_partition(target: TargetProcess) -> Path:
     blocks = 8 * 2048
     table = new_table(blocks, 512, UUID(int=1))
     table = add_entry(table, Entry(2, SPDK_TYPE, UUID(MS_UUID), 2048, 4095, 0, "pool"))
@@ -287,6 +287,37 @@ def test_partitions_of_a_file_are_found_and_not_saved(target: TargetProcess) -> 
             for offset, data in group:
                 file.seek(offset)
                 file.write(data)
+    return image
+
+
+def test_without_auto_examine_only_what_is_named_is_looked_into() -> None:
+    with tempfile.TemporaryDirectory(prefix="drivebay-") as name:
+        target = TargetProcess(Path(name), "--wait-for-rpc")
+        try:
+            target.rpc("bdev_set_options", bdev_auto_examine=False)
+            target.rpc("framework_start_init")
+            path = str(image_with_a_partition(target))
+            target.rpc("bdev_aio_create", name="A0", filename=path, block_size=512)
+            target.rpc("bdev_wait_for_examine")
+            assert names(target) == ["A0"]
+            target.rpc("bdev_examine", name="A0")
+            with pytest.raises(RpcError, match="File exists"):
+                target.rpc("bdev_examine", name="A0")
+            target.rpc("bdev_wait_for_examine")
+            assert names(target) == ["A0", "A0p2"]
+            target.rpc("bdev_aio_delete", name="A0")
+            target.rpc("bdev_aio_create", name="A0", filename=path, block_size=512)
+            target.rpc("bdev_wait_for_examine")
+            assert names(target) == ["A0", "A0p2"]
+            saved = target.rpc("framework_get_config", name="bdev")
+            assert saved[0]["params"]["bdev_auto_examine"] is False
+            assert saved[1] == {"method": "bdev_examine", "params": {"name": "A0"}}
+        finally:
+            assert target.stop() == 0
+
+
+def test_partitions_of_a_file_are_found_and_not_saved(target: TargetProcess) -> None:
+    image = image_with_a_partition(target)
     target.rpc("bdev_aio_create", name="A0", filename=str(image), block_size=512)
     target.rpc("bdev_wait_for_examine")
     assert names(target) == ["A0", "A0p2"]

@@ -11,6 +11,7 @@ from drivebay.bdev.error import OPERATIONS, ErrorBdev, ErrorChannel
 from drivebay.bdev.malloc import MallocBdev
 from tests.fakes.driver import BlkDriver, Framing, Kind, Pending, Status, segment_bytes
 from tests.fakes.stepped import Machine, malloc_bdev
+from tests.fakes.threaded import ThreadedMachine
 
 KINDS = {"read": Kind.IN, "write": Kind.OUT, "flush": Kind.FLUSH, "unmap": Kind.DISCARD}
 PATTERN = bytes(range(256)) * 16
@@ -251,3 +252,22 @@ def test_an_offset_behind_the_end_changes_nothing(
     assert bdev.left(operation) == 0
     if operation != "unmap":
         assert disk.read(0, 4096) == PATTERN
+
+
+# ---- on real threads --------------------------------------------------------------------------
+
+
+def test_two_threads_count_exactly(bdev: ErrorBdev) -> None:
+    bdev.inject("read", "failure", 1000)
+    statuses = []
+    with ThreadedMachine(bdev) as one, ThreadedMachine(bdev) as two:
+        disks = [machine.add_queue(128) for machine in (one, two)]
+        for _ in range(40):
+            batches = [[disk.queue(Kind.IN, i, room=512) for i in range(16)] for disk in disks]
+            for disk in disks:
+                disk.publish()
+            for disk, batch in zip(disks, batches, strict=True):
+                statuses += [disk.wait(pending).status for pending in batch]
+    assert len(statuses) == 1280
+    assert statuses.count(Status.IOERR) == 1000
+    assert bdev.left("read") == 0

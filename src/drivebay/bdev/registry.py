@@ -67,6 +67,7 @@ class BdevRegistry:
         self._examiners: list[Examiner] = []
         self._examining: dict[asyncio.Task[None], Bdev] = {}
         self.auto_examine = True
+        self.examined_by_hand: list[str] = []  # names; without auto_examine only these are
 
     def on_event(self, notify: Callable[[str, str], None]) -> None:
         """Call ``notify(type, name)`` for bdev_register, bdev_unregister and bdev_resize."""
@@ -154,7 +155,8 @@ class BdevRegistry:
     async def _arrive(self, bdev: Bdev) -> None:
         """What follows from a new bdev: those that wait for it, then whoever reads it."""
         await self._ask(self._on_arrival, bdev)
-        if self.auto_examine and self._examiners:
+        by_hand = {bdev.name, *bdev.aliases} & {*self.examined_by_hand}
+        if self._examiners and (self.auto_examine or by_hand):
             self.examine(bdev)
 
     def examine(self, bdev: Bdev) -> None:
@@ -162,6 +164,20 @@ class BdevRegistry:
         task = self.spawn(self._ask(self._examiners, bdev))
         self._examining[task] = bdev
         task.add_done_callback(self._examining.pop)
+
+    def examine_by_hand(self, name: str) -> None:
+        """Look into a bdev now, or when it comes. Raises: UsageError, AlreadyExists."""
+        if self.auto_examine:
+            raise UsageError(
+                f"bdev '{name[:80]}' can't be examined by hand while bdev_auto_examine is on",
+                field="name",
+            )
+        if name in self.examined_by_hand:
+            raise AlreadyExists(f"bdev '{name[:80]}' was to be examined by hand already")
+        self.examined_by_hand.append(name)
+        entry = self._find(name)
+        if entry is not None:
+            self.examine(entry.bdev)
 
     async def wait_examined(self) -> None:
         """Wait until every bdev that is here has been looked into."""

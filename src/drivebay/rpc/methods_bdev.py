@@ -95,13 +95,12 @@ async def bdev_wait_for_examine(target: Target, params: Params) -> Any:
     RUNTIME,
     params=(Param("name", String(), required=True, doc="a bdev"),),
     style=BDEV,
+    changes=True,
 )
 async def bdev_examine(target: Target, params: Params) -> Any:
-    """Refuse: bdevs are examined on their own (bdev_auto_examine), as SPDK answers then."""
-    raise UsageError(
-        f"bdev '{params['name'][:80]}' can't be examined by hand while bdev_auto_examine is on",
-        field="name",
-    )
+    """Look into a bdev, now or when it comes; refused while bdev_auto_examine is on."""
+    target.registry.examine_by_hand(params["name"])
+    return True
 
 
 _MODES: Final = Choice("all", "maxmin", "error", "none")

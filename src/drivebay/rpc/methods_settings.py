@@ -129,12 +129,13 @@ async def iobuf_set_options(target: Target, params: Params) -> Any:
     style=BDEV,
 )
 async def bdev_set_options(target: Target, params: Params) -> Any:
-    """Keep the sizes of SPDK's pools of requests; no I/O waits for a pool here."""
+    """Say whether new disks are looked into (bdev_auto_examine); pool sizes are only kept."""
     now = {**target.settings.get("bdev_set_options")}
     now.update((key, value) for key, value in params.items() if value is not None)
     pool, cache = now["bdev_io_pool_size"], now["bdev_io_cache_size"]
     if pool < cache * (len(target.options.cores) + 1):
         raise RpcError(INVALID_PARAMS, f"Pool size {pool} too small for cache size {cache}")
+    target.registry.auto_examine = now["bdev_auto_examine"]
     return _keep(target, "bdev_set_options", params)
 
 

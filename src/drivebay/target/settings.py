@@ -85,6 +85,7 @@ class Settings:
             for methods in _DEFAULTS.values()
             for name, values in methods.items()
         }
+        self.examined: list[str] = []  # by bdev_examine
 
     def get(self, name: str) -> Mapping[str, Any]:
         """The present values of one method; ``sock_impl_set_options IMPL`` by socket kind."""
@@ -98,8 +99,12 @@ class Settings:
 
     def calls(self, subsystem: str) -> list[dict[str, Any]]:
         """The calls that set the present values, in SPDK's order."""
-        return [
+        calls = [
             {"method": name.partition(" ")[0], "params": dict(values)}
             for name in _DEFAULTS.get(subsystem, {})
             if (values := self._values[name]) is not None
         ]
+        if subsystem == "bdev":
+            by_hand = [{"method": "bdev_examine", "params": {"name": n}} for n in self.examined]
+            calls[1:1] = by_hand  # behind bdev_set_options
+        return calls

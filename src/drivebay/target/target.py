@@ -69,6 +69,7 @@ class Target:
         self._watching: asyncio.Task[None] | None = None
         self._mailbox: ControlMailbox | None = None
         self._workers: ThreadPoolExecutor | None = None
+        self.registry.examined_by_hand = self.settings.examined
         self.registry.on_event(self.notifications.add)
         self.registry.on_examine(self._examine_gpt)
 
