@@ -15,6 +15,7 @@ from drivebay.vm.kvm import choose_accelerator
 from drivebay.vm.machine import Machine
 from drivebay.vm.qemu import Disk, MachineSpec, find_qemu
 from drivebay.vm.target import TargetProcess
+from tests.e2e.bay import Bay
 
 LOGS_SHOWN = pytest.StashKey[dict[str, Path]]()
 LOG_TAIL_BYTES = 4000
@@ -64,6 +65,18 @@ def boot_guest(guest_image: GuestImage, folder: Path, logs: Path) -> Iterator[Bo
             return stack.enter_context(machine)
 
         yield boot
+
+
+@pytest.fixture
+def bay(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Bay]:
+    with tempfile.TemporaryDirectory(prefix="drivebay-", dir="/var/tmp") as name:
+        monkeypatch.setenv("XDG_DATA_HOME", f"{name}/data")
+        bay = Bay(Path(name), capsys)
+        try:
+            yield bay
+            bay.target.expect_alive()
+        finally:
+            bay.target.kill()
 
 
 @pytest.hookimpl(wrapper=True)

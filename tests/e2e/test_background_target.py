@@ -33,8 +33,8 @@ def folder() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def background(folder: Path) -> Iterator[dict[str, str]]:
-    """An environment with a state folder of its own; what runs at FOLDER/r is ended."""
-    environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder)}
+    """An environment with folders of its own; what runs at FOLDER/r is ended."""
+    environment = {**os.environ, "XDG_RUNTIME_DIR": str(folder), "XDG_DATA_HOME": f"{folder}/data"}
     try:
         yield environment
     finally:
@@ -72,6 +72,26 @@ def test_the_life_of_a_background_target(folder: Path) -> None:
         assert not _runs(status["pid"])
         assert drivebay("target", "status", "-s", rpc_socket, env=env).returncode == 3
         assert not Path(rpc_socket).exists()
+
+
+def test_a_background_target_keeps_what_it_has(folder: Path) -> None:
+    with background(folder) as env:
+        start = ("target", "start", "-r", f"{folder}/r")
+        started = drivebay(*start, env=env)
+        assert f"{folder}/data/drivebay/target.json, kept after every change" in started.stdout
+        made = drivebay("disk", "create", "d", "--file", f"{folder}/d", "--size", "8M", env=env)
+        assert made.returncode == 0, made.stderr
+        assert drivebay("target", "stop", env=env).returncode == 0
+        again = drivebay(*start, env=env)
+        assert again.returncode == 0, again.stderr
+        assert drivebay("disk", "list", "-q", env=env).stdout == "d\n"
+        assert drivebay("target", "stop", env=env).returncode == 0
+        # A configuration of one's own is read, and not written.
+        config = folder / "own.json"
+        config.write_text(configuration(MALLOC))
+        own = drivebay(*start, "-c", str(config), env=env)
+        assert f"{config}, read once" in own.stdout
+        assert drivebay("disk", "list", "-q", env=env).stdout == "M0\n"
 
 
 def _runs(pid: int) -> bool:
@@ -116,7 +136,7 @@ def test_a_background_start_that_fails_says_what_the_target_said(folder: Path) -
         failed = drivebay("target", "start", "-r", f"{folder}/r", "-c", str(config), env=env)
         assert failed.returncode == 1
         assert "bdev_nosuch_create" in failed.stderr
-        assert names(folder) == {"c.json", "drivebay"}
+        assert names(folder) == {"c.json", "drivebay"}, "no data folder: the file was named"
         assert drivebay("target", "stop", "-s", f"{folder}/r", env=env).returncode == 3
 
 

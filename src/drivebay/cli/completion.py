@@ -40,6 +40,12 @@ complete -c drivebay -a \
 '(drivebay completion words -- (commandline -opc)[2..] (commandline -ct) 2>/dev/null)'
 """
 
+# Subcommands whose first word is the name of something that is there.
+_NAMED = {
+    "pool": ("info", "grow", "delete"),
+    "disk": ("info", "resize", "snapshot", "revert", "clone", "limit", "delete"),
+}
+
 # A person waits at the keyboard.
 _PATIENCE_S = 1.0
 
@@ -86,7 +92,10 @@ def candidates(words: Sequence[str]) -> list[str]:
     parser: argparse.ArgumentParser = importlib.import_module(command.module).build_parser()
     for word in before[1:]:
         parser = _subparsers(parser).get(word, parser)
-    return _starting(prefix, _words_of(parser, prefix))
+    words_found = list(_words_of(parser, prefix))
+    if len(before) == 2 and before[1] in _NAMED.get(before[0], ()) and not prefix.startswith("-"):
+        words_found += _names(before[0])
+    return _starting(prefix, words_found)
 
 
 def _methods() -> list[str]:
@@ -99,6 +108,22 @@ def _methods() -> list[str]:
             return [*call(client, "rpc_get_methods", {"current": True}), *own]
     except DrivebayError:
         return own
+
+
+def _names(group: str) -> list[str]:
+    """The running target's pools, or disks with their snapshots."""
+    from drivebay.cli.connection import connect
+    from drivebay.cli.inventory import read_inventory
+
+    try:
+        with connect(None, timeout_s=_PATIENCE_S) as client:
+            inventory = read_inventory(client)
+    except DrivebayError:
+        return []
+    if group == "pool":
+        return [pool.name for pool in inventory.pools]
+    snapshots = [volume.name for volume in inventory.volumes if volume.snapshot]
+    return [*(disk.name for disk in inventory.disks), *snapshots]
 
 
 def _words_of(parser: argparse.ArgumentParser, prefix: str) -> Iterable[str]:

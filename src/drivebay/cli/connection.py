@@ -18,7 +18,7 @@ from drivebay.target.options import DEFAULT_RPC_SOCKET
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client, RpcError
 
-__all__ = ["RpcRefused", "answers", "call", "connect", "find_socket", "target_pid"]
+__all__ = ["RpcRefused", "answers", "call", "connect", "find_socket", "target_owner", "target_pid"]
 
 _UCRED = struct.Struct("iII")
 
@@ -91,6 +91,14 @@ def target_pid(path: str) -> int:
 
     Raises: Unreachable.
     """
+    return target_owner(path)[0]
+
+
+def target_owner(path: str) -> tuple[int, int]:
+    """Return the id of the process that listens on the RPC socket, and of its user.
+
+    Raises: Unreachable.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
         try:
             probe.connect(path)
@@ -98,10 +106,10 @@ def target_pid(path: str) -> int:
             raise Unreachable(f"can't reach the target at '{path}': {error.strerror}") from error
         # struct ucred (unix(7)): pid, uid, gid of the process that called listen().
         credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
-    pid: int = _UCRED.unpack(credentials)[0]
+    pid, uid, _ = _UCRED.unpack(credentials)
     if pid == 0:
         raise Unreachable(
             f"the target behind '{path}' lives in another process namespace, where it has to be "
             "stopped"
         )
-    return pid
+    return pid, uid

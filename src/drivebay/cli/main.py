@@ -32,6 +32,8 @@ class Command(NamedTuple):
 COMMANDS = {
     "vhost": Command("drivebay.cli.vhost", "run the target, with the options of SPDK's vhost"),
     "target": Command("drivebay.cli.target", "run, start, stop the target, or show its state"),
+    "pool": Command("drivebay.cli.pool", "where disks live: in files and on partitions"),
+    "disk": Command("drivebay.cli.disk", "make, show and change disks"),
     "rpc": Command("drivebay.cli.rpc", "call any method of a running target"),
     "bench": Command("drivebay.cli.bench", "put load on any vhost-user-blk socket, and verify"),
     "demo": Command("drivebay.cli.demo", "boot a virtual machine on a disk of ours"),

@@ -17,7 +17,8 @@ from drivebay.cli import vhost
 from drivebay.cli.arguments import Parser, add_json_option, add_socket_option
 from drivebay.cli.connection import RpcRefused, answers, call, connect, find_socket, target_pid
 from drivebay.cli.output import DONE, Unreachable, print_json, print_table
-from drivebay.errors import InUse, UsageError
+from drivebay.cli.places import data_folder
+from drivebay.errors import HostError, InUse, UsageError
 from drivebay.target import daemon
 from drivebay.target.options import check_options
 
@@ -76,6 +77,10 @@ def _start(arguments: list[str]) -> int:
         # The working folder suits somebody who looks at the target; this one runs on
         # when its terminal is long gone.
         socket_dir = str(daemon.make_state_folder())
+    if found.config is None and not found.wait_for_rpc:
+        # Disks that people make one by one have to be there after a restart too.
+        found.config, found.autosave = str(_kept_configuration()), True
+        arguments = [*arguments, "-c", found.config, "--autosave"]
     check_options(replace(vhost.read_options(found), socket_dir=socket_dir))
     record = daemon.start_background(
         [*arguments, "-S", socket_dir],
@@ -87,7 +92,25 @@ def _start(arguments: list[str]) -> int:
     print(f"  RPC socket            {record.rpc_socket}")
     print(f"  controllers' sockets  {record.socket_dir}")
     print(f"  log                   {record.log_file}")
+    if found.config is not None:
+        kept = "kept after every change" if found.autosave else "read once"
+        print(f"  configuration         {found.config}, {kept}")
     return DONE
+
+
+def _kept_configuration() -> Path:
+    """The file in which this user's background target keeps what it has. Raises: HostError."""
+    folder = data_folder()
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise HostError(
+            f"can't make the folder '{folder}' for the target's configuration",
+            error.errno or 0,
+            path=str(folder),
+            hint="set XDG_DATA_HOME to a folder of yours, or name a file with -c FILE",
+        ) from error
+    return folder / "target.json"
 
 
 def _stop(found: argparse.Namespace) -> int:

@@ -1,0 +1,215 @@
+"""`drivebay disk resize|snapshot|revert|limit`: what changes a disk that is there."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from drivebay.cli.connection import call
+from drivebay.cli.disk import refuse_snapshot, show_disk, spell_limits
+from drivebay.cli.disk_create import mebibytes
+from drivebay.cli.inventory import (
+    NAME_BYTES_MOST,
+    Disk,
+    Inventory,
+    check_name,
+    read_inventory,
+    short_name,
+)
+from drivebay.cli.output import DONE, format_size, print_json
+from drivebay.cli.places import resize_file
+from drivebay.cli.steps import Plan, carry_out
+from drivebay.errors import AlreadyExists, InUse, UsageError
+
+if TYPE_CHECKING:
+    from drivebay.rpc.client import Client
+
+__all__ = ["limit", "plan_snapshot", "resize", "revert", "snapshot"]
+
+_MIB: Final = 1 << 20
+
+
+def resize(client: Client, found: argparse.Namespace) -> int:
+    """Make a disk larger, or smaller when nobody is connected and it was asked for."""
+    inventory = read_inventory(client)
+    disk = inventory.disk(found.name)
+    refuse_snapshot(disk, "keeps its size")
+    size: int = found.size
+    plan = Plan()
+    if size < disk.size:
+        _check_shrink(disk, found)
+        plan.facts.append(f"What lies behind {format_size(size)} is lost.")
+    if disk.pool is not None:
+        wanted = mebibytes(size)
+        plan.add(
+            f"make disk '{disk.name}' {format_size(size)} large (now {format_size(disk.size)})",
+            lambda: call(
+                client, "bdev_lvol_resize", {"name": disk.reference, "size_in_mib": wanted}
+            ),
+        )
+    else:
+        _plan_file_size(plan, client, disk, size)
+    if carry_out(plan, found):
+        inventory = read_inventory(client)
+        show_disk(inventory, inventory.disk(disk.reference), found)
+    return DONE
+
+
+def _check_shrink(disk: Disk, found: argparse.Namespace) -> None:
+    if disk.sessions:
+        names = ", ".join(use.controller for use in disk.uses if use.sessions)
+        raise InUse(
+            f"disk '{disk.name}' can't be made smaller while machines are connected: {names}",
+            hint="shut them down first",
+        )
+    if not found.yes_shrink:
+        raise InUse(
+            f"disk '{disk.name}' has {format_size(disk.size)}, and what lies behind "
+            f"{format_size(found.size)} would be lost",
+            hint="shrink the file system in it first, then add --yes-shrink",
+        )
+
+
+def _plan_file_size(plan: Plan, client: Client, disk: Disk, size: int) -> None:
+    place = None if disk.place is None else Path(disk.place)
+    if place is None or not place.is_file():
+        raise UsageError(
+            f"disk '{disk.name}' is no file and in no pool: its size is that of what it stands on"
+        )
+    if size % disk.block_size:
+        raise UsageError(f"{size} bytes are no whole number of blocks of {disk.block_size} bytes")
+    before = place.stat().st_size
+    plan.add(
+        f"make the file '{place}' {format_size(size)} long (now {format_size(before)})",
+        lambda: resize_file(place, size),
+        # Taking back a cut would give zeroes for what was cut off.
+        (lambda: resize_file(place, before)) if size > before else None,
+    )
+    plan.add(
+        "tell the target its size",
+        lambda: call(client, f"bdev_{disk.module}_rescan", {"name": disk.bdev}),
+    )
+
+
+# ---- snapshots ----------------------------------------------------------------------------------
+
+
+def snapshot(client: Client, found: argparse.Namespace) -> int:
+    """Keep a disk's present state under a name."""
+    inventory = read_inventory(client)
+    disk = inventory.disk(found.name)
+    plan = Plan()
+    name = found.snap or time.strftime("%Y%m%d-%H%M%S")
+    full = plan_snapshot(plan, client, inventory, disk, name)
+    if carry_out(plan, found):
+        inventory = read_inventory(client)
+        show_disk(inventory, inventory.disk(f"{disk.pool}/{full}"), found)
+    return DONE
+
+
+def plan_snapshot(plan: Plan, client: Client, inventory: Inventory, disk: Disk, name: str) -> str:
+    """Add the step that makes a snapshot; returns its name in the pool."""
+    refuse_snapshot(disk, "has no snapshots of its own")
+    if disk.pool is None:
+        raise UsageError(
+            f"disk '{disk.name}' is in no pool, and only disks in pools have snapshots",
+            hint="drivebay disk create NAME --size SIZE makes one in a pool",
+        )
+    check_name(name, "snapshot")
+    full = f"{disk.name}@{name}"
+    if len(full.encode()) > NAME_BYTES_MOST:
+        raise UsageError(
+            f"'{full}' is too long: the names of a disk and its snapshot have at most "
+            f"{NAME_BYTES_MOST - 1} bytes together"
+        )
+    if any(full == other.name and other.pool == disk.pool for other in inventory.volumes):
+        raise AlreadyExists(f"disk '{disk.name}' has a snapshot '{name}' already")
+    plan.add(
+        f"make the snapshot '{full}'",
+        lambda: call(
+            client,
+            "bdev_lvol_snapshot",
+            {"lvol_name": disk.reference, "snapshot_name": full},
+        ),
+    )
+    return full
+
+
+def revert(client: Client, found: argparse.Namespace) -> int:
+    """Make a disk's content and size those of one of its snapshots.
+
+    Its blocks are given back by cutting it to nothing; grown again, and on the snapshot, it
+    reads what the snapshot holds. The disk stays the same bdev, with its uuid, limits and
+    controllers. Should the target die between two steps, the same command does the rest.
+    """
+    inventory = read_inventory(client)
+    disk = inventory.disk(found.name)
+    refuse_snapshot(disk, "can't be reverted")
+    if disk.sessions:
+        names = ", ".join(use.controller for use in disk.uses if use.sessions)
+        raise InUse(
+            f"disk '{disk.name}' can't be reverted under machines that are connected: {names}",
+            hint="shut them down first",
+        )
+    snap = inventory.snapshot_of(disk, found.snap)
+    size = snap.size // _MIB
+    plan = Plan()
+    newer = [
+        short_name(disk, other)
+        for other in inventory.chain(disk)
+        if other.name != snap.name and snap in list(inventory.chain(other))
+    ]
+    if newer:
+        plan.facts.append(f"Newer snapshots stay: {', '.join(newer)}.")
+
+    def set_size(mib: int) -> object:
+        return call(client, "bdev_lvol_resize", {"name": disk.reference, "size_in_mib": mib})
+
+    plan.add(f"drop what was written to '{disk.name}' since", lambda: set_size(0))
+    plan.add(f"make it {format_size(snap.size)} large again", lambda: set_size(size))
+    if disk.parent != snap.name:
+        parent = {"lvol_name": disk.reference, "parent_name": snap.reference}
+        plan.add(
+            f"let it begin with '{snap.name}'", lambda: call(client, "bdev_lvol_set_parent", parent)
+        )
+    question = f"Go back to '{snap.name}' and lose what was written to '{disk.name}' since?"
+    if carry_out(plan, found, question):
+        inventory = read_inventory(client)
+        show_disk(inventory, inventory.disk(disk.reference), found)
+    return DONE
+
+
+# ---- limits -------------------------------------------------------------------------------------
+
+
+def limit(client: Client, found: argparse.Namespace) -> int:
+    """Bound a disk's speed; limits that are not named stay as they are."""
+    inventory = read_inventory(client)
+    disk = inventory.disk(found.name)
+    given = {
+        "rw_ios_per_sec": found.iops,
+        "rw_mbytes_per_sec": found.mbps,
+        "r_mbytes_per_sec": found.read_mbps,
+        "w_mbytes_per_sec": found.write_mbps,
+    }
+    wanted = {name: value for name, value in given.items() if value is not None}
+    if not wanted:
+        raise UsageError(
+            "no limit was named", hint=f"drivebay disk limit {disk.name} --iops 10000 --mbps 200"
+        )
+    plan = Plan()
+    words = ", ".join(f"{name} {value or 'off'}" for name, value in wanted.items())
+    plan.add(
+        f"limit disk '{disk.name}': {words}",
+        lambda: call(client, "bdev_set_qos_limit", {"name": disk.reference, **wanted}),
+    )
+    if carry_out(plan, found):
+        disk = read_inventory(client).disk(disk.reference)
+        if found.json:
+            print_json({"name": disk.name, "limits": dict(disk.limits)})
+        else:
+            shown = f"{disk.name}: {spell_limits(disk) or 'no limits'}"
+            print(disk.name if found.quiet else shown)
+    return DONE

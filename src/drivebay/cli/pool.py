@@ -1,0 +1,339 @@
+"""`drivebay pool create|list|info|grow|delete`: where disks live.
+
+Context: a short-lived process that reaches the target through rpc.client only. A pool is a
+logical volume store on a file, a partition or a whole device below a partition table of ours;
+the bdev between the two is called ``pool-NAME``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from drivebay.cli.arguments import Parser, add_json_option, add_socket_option, parse_size
+from drivebay.cli.connection import call, connect, find_socket
+from drivebay.cli.inventory import Inventory, Pool, check_name, read_inventory
+from drivebay.cli.output import DONE, format_size, print_json, print_table, print_warning
+from drivebay.cli.places import free_bytes, remove_file, resize_file
+from drivebay.cli.steps import Plan, add_change_options, carry_out
+from drivebay.errors import AlreadyExists, InUse, UsageError
+
+if TYPE_CHECKING:
+    from drivebay.rpc.client import Client
+
+__all__ = ["Space", "build_parser", "main", "space_of"]
+
+_WARN_AT: Final = 0.8
+
+_EPILOG = """\
+examples:
+  drivebay pool create fast --file /srv/fast.img --size 300G
+  drivebay pool create nvme --device /dev/nvme0n1 --size 300G
+  drivebay pool list
+"""
+
+
+def main(arguments: list[str]) -> int:
+    """Run one of the subcommands."""
+    found = build_parser().parse_args(arguments)
+    with connect(found.socket) as client:
+        run = {
+            "create": _create,
+            "list": _list,
+            "info": _info,
+            "grow": _grow,
+            "delete": _delete,
+        }[found.subcommand]
+        return run(client, found)
+
+
+def build_parser() -> Parser:
+    """Return the parser of this command."""
+    parser = Parser("drivebay pool", description="Pools: where disks live.", epilog=_EPILOG)
+    commands = parser.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
+    create = commands.add_parser("create", help="make a pool in a file or on a disk")
+    create.add_argument("name", metavar="NAME", help="its name")
+    where = create.add_mutually_exclusive_group(required=True)
+    where.add_argument("--file", metavar="FILE", help="in a file, which takes up what is used")
+    where.add_argument(
+        "--device",
+        metavar="DEVICE",
+        help="on one new partition in a disk's free space, or on a partition that is empty",
+    )
+    create.add_argument(
+        "--size", metavar="SIZE", type=parse_size, help="such as 300G (a device: all that is free)"
+    )
+    add_change_options(create, asks=True)
+    listing = commands.add_parser("list", help="show all pools")
+    info = commands.add_parser("info", help="show one pool and its disks")
+    info.add_argument("name", metavar="NAME", help="the pool")
+    grow = commands.add_parser("grow", help="make a pool larger")
+    grow.add_argument("name", metavar="NAME", help="the pool")
+    grow.add_argument(
+        "--size", metavar="SIZE", type=parse_size, help="the file's new size (a device: its own)"
+    )
+    add_change_options(grow)
+    delete = commands.add_parser("delete", help="delete a pool")
+    delete.add_argument("name", metavar="NAME", help="the pool")
+    delete.add_argument(
+        "--with-disks", action="store_true", help="even when there are disks in it: delete them"
+    )
+    add_change_options(delete, asks=True)
+    for command in (create, listing, info, grow, delete):
+        add_socket_option(command)
+        add_json_option(command)
+        command.add_argument("-q", "--quiet", action="store_true", help="print names only")
+    return parser
+
+
+# ---- how much there is, and how much was promised ---------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What a pool has promised to its disks, against what it can really hold."""
+
+    disks: int
+    promised: int
+    real: int  # what the pool can hold, given what its file system has left
+
+    def warning(self, pool: Pool) -> str | None:
+        """A sentence when four fifths are used or promised."""
+        if pool.used >= _WARN_AT * self.real:
+            return (
+                f"pool '{pool.name}' is {_percent(pool.used, self.real)} full: {_of(pool.used)} of "
+                f"{_of(self.real)}; its disks fail writes when nothing is left"
+            )
+        if self.promised >= _WARN_AT * self.real:
+            return (
+                f"{_percent(self.promised, self.real)} of pool '{pool.name}' is promised to its "
+                f"disks: {_of(self.promised)} of {_of(self.real)}; {_of(pool.used)} is used"
+            )
+        return None
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{part / whole:.0%}" if whole else "all"
+
+
+def _of(size: int) -> str:
+    return format_size(size)
+
+
+def space_of(inventory: Inventory, pool: Pool) -> Space:
+    """Add up what a pool has promised; a snapshot counts with what it holds."""
+    disks = inventory.disks_of(pool)
+    snapshots = [
+        volume for volume in inventory.volumes if volume.snapshot and volume.pool == pool.name
+    ]
+    promised = sum(disk.size for disk in disks)
+    promised += sum(snapshot.used or 0 for snapshot in snapshots)
+    return Space(len(disks), promised, _real_space(pool))
+
+
+def _real_space(pool: Pool) -> int:
+    """A sparse file may grow as far as its file system has blocks; the rest has what it has."""
+    place = None if pool.place is None else Path(pool.place)
+    try:
+        if place is None or not place.is_file():
+            return pool.size
+        return min(pool.size, place.stat().st_blocks * 512 + free_bytes(place))
+    except OSError:
+        return pool.size
+
+
+def _as_json(inventory: Inventory, pool: Pool) -> dict[str, Any]:
+    space = space_of(inventory, pool)
+    return {
+        "name": pool.name,
+        "uuid": pool.uuid,
+        "place": pool.place,
+        "bdev": pool.base,
+        "size": pool.size,
+        "used": pool.used,
+        "promised": space.promised,
+        "real": space.real,
+        "cluster_size": pool.cluster_bytes,
+        "warning": space.warning(pool),
+        "disks": [disk.name for disk in inventory.disks_of(pool)],
+    }
+
+
+# ---- commands ---------------------------------------------------------------------------------
+
+
+def _list(client: Client, found: argparse.Namespace) -> int:
+    inventory = read_inventory(client)
+    if found.quiet:
+        print("".join(f"{pool.name}\n" for pool in inventory.pools), end="")
+        return DONE
+    if found.json:
+        print_json([_as_json(inventory, pool) for pool in inventory.pools])
+        return DONE
+    rows, warnings = [], []
+    for pool in inventory.pools:
+        space = space_of(inventory, pool)
+        promised = f"{_of(space.promised)} of {_of(space.real)}"
+        rows.append(
+            (pool.name, _of(pool.size), _of(pool.used), promised, space.disks,
+             pool.place or pool.base)
+        )  # fmt: skip
+        warnings.append(space.warning(pool))
+    print_table(("pool", "size", "used", "promised", "disks", "on"), rows)
+    for warning in filter(None, warnings):
+        print_warning(warning)
+    return DONE
+
+
+def _info(client: Client, found: argparse.Namespace) -> int:
+    inventory = read_inventory(client)
+    _show(inventory, inventory.pool(found.name), found)
+    return DONE
+
+
+def _show(inventory: Inventory, pool: Pool, found: argparse.Namespace) -> None:
+    if found.quiet:
+        print(pool.name)
+        return
+    if found.json:
+        print_json(_as_json(inventory, pool))
+        return
+    space = space_of(inventory, pool)
+    print(f"pool      {pool.name}")
+    print(f"on        {pool.place or pool.base}")
+    print(f"size      {_of(pool.size)}, in clusters of {_of(pool.cluster_bytes)}")
+    print(f"used      {_of(pool.used)}")
+    print(f"promised  {_of(space.promised)} of {_of(space.real)} that there really are")
+    print(f"uuid      {pool.uuid}")
+    disks = inventory.disks_of(pool)
+    if disks:
+        print()
+        print_table(
+            ("disk", "size", "used", "kind"),
+            [(disk.name, _of(disk.size), _of(disk.used or 0), disk.kind) for disk in disks],
+        )
+    warning = space.warning(pool)
+    if warning:
+        print_warning(warning)
+
+
+def _create(client: Client, found: argparse.Namespace) -> int:
+    from drivebay.cli.pool_create import plan_device_pool, plan_file_pool
+
+    check_name(found.name, "pool")
+    inventory = read_inventory(client)
+    if any(pool.name == found.name for pool in inventory.pools):
+        raise AlreadyExists(f"there is a pool '{found.name}' already", hint="drivebay pool list")
+    plan = Plan()
+    question = None
+    if found.file is not None:
+        socket = find_socket(found.socket)
+        plan_file_pool(plan, client, found.name, Path(found.file).absolute(), found.size, socket)
+    else:
+        question = plan_device_pool(plan, client, found.name, found.device, found.size)
+    if carry_out(plan, found, question):
+        inventory = read_inventory(client)
+        _show(inventory, inventory.pool(found.name), found)
+    return DONE
+
+
+def _grow(client: Client, found: argparse.Namespace) -> int:
+    pool = read_inventory(client).pool(found.name)
+    place = None if pool.place is None else Path(pool.place)
+    if place is None or pool.module not in ("aio", "uring"):
+        raise UsageError(
+            f"pool '{pool.name}' stands on the bdev '{pool.base}', which this command can't grow",
+            hint=f"when it has grown: drivebay rpc bdev_lvol_grow_lvstore "
+            f'\'{{"lvs_name": "{pool.name}"}}\'',
+        )
+    plan = Plan()
+    if found.size is not None:
+        _plan_longer_file(plan, pool, place, found.size)
+    plan.add(
+        f"tell the target the size of '{place}'",
+        lambda: call(client, f"bdev_{pool.module}_rescan", {"name": pool.base}),
+    )
+    plan.add(
+        f"give the new space to pool '{pool.name}'",
+        lambda: call(client, "bdev_lvol_grow_lvstore", {"lvs_name": pool.name}),
+    )
+    if carry_out(plan, found):
+        inventory = read_inventory(client)
+        _show(inventory, inventory.pool(found.name), found)
+    return DONE
+
+
+def _plan_longer_file(plan: Plan, pool: Pool, place: Path, size: int) -> None:
+    if not place.is_file():
+        raise UsageError(
+            f"pool '{pool.name}' is on the device '{place}', which has the size that it has",
+            hint="leave --size out to take over what the device has now",
+        )
+    before = place.stat().st_size
+    if size <= before:
+        raise UsageError(
+            f"pool '{pool.name}' is {format_size(before)} large, and a pool can't be made smaller"
+        )
+    if pool.growable_bytes and size > pool.growable_bytes:
+        raise UsageError(
+            f"pool '{pool.name}' can't grow beyond {format_size(pool.growable_bytes)}: its table "
+            "of clusters has no more room"
+        )
+    plan.add(
+        f"make the file '{place}' {format_size(size)} long, sparse",
+        lambda: resize_file(place, size),
+        lambda: resize_file(place, before),
+    )
+
+
+def _delete(client: Client, found: argparse.Namespace) -> int:
+    inventory = read_inventory(client)
+    pool = inventory.pool(found.name)
+    disks = inventory.disks_of(pool)
+    names = ", ".join(disk.name for disk in disks)
+    used = [
+        f"{volume.name} on {use.controller}"
+        for volume in inventory.volumes
+        if volume.pool == pool.name
+        for use in volume.uses
+    ]
+    if used:
+        raise InUse(
+            f"controllers show disks of pool '{pool.name}' to machines: {', '.join(used)}",
+            hint="delete the controllers first: drivebay rpc vhost_delete_controller …",
+        )
+    if disks and not found.with_disks:
+        raise InUse(
+            f"pool '{pool.name}' holds {len(disks)} disk{'s' if len(disks) > 1 else ''}: {names}",
+            hint="delete or move them first, or add --with-disks to delete them too",
+        )
+    plan = Plan()
+    what = f" and {len(disks)} disks ({names})" if disks else ""
+    plan.add(
+        f"delete pool '{pool.name}'{what}",
+        lambda: call(client, "bdev_lvol_delete_lvstore", {"lvs_name": pool.name}),
+    )
+    place = None if pool.place is None else Path(pool.place)
+    if place is not None and pool.module in ("aio", "uring"):
+        plan.add(
+            f"let go of '{place}'",
+            lambda: call(client, f"bdev_{pool.module}_delete", {"name": pool.base}),
+        )
+        if place.is_file():
+            plan.add(f"delete the file '{place}'", lambda: remove_file(place))
+        else:
+            plan.facts.append(
+                f"The device '{place}' stays as it is, and can be used for a new pool."
+            )
+    if carry_out(plan, found, f"Delete pool '{pool.name}' with all that is in it?"):
+        _tell_deleted(pool, [disk.name for disk in disks], found)
+    return DONE
+
+
+def _tell_deleted(pool: Pool, disks: list[str], found: argparse.Namespace) -> None:
+    if found.json:
+        print_json({"deleted": pool.name, "disks": disks})
+    else:
+        print(pool.name if found.quiet else f"pool '{pool.name}' deleted")

@@ -1,0 +1,318 @@
+"""A target that knows pools and disks, as SPDK would answer: for the command line's own tests.
+
+Context: tests. State is a few dictionaries behind a real socket, served by one thread; every
+call that changes something is kept in ``calls``. What it does to data it does not do: the end
+to end tests of a real target show that. Never imports drivebay.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+MIB = 1 << 20
+CLUSTER = 4 * MIB
+
+
+class Refusal(Exception):
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass
+class Volume:
+    name: str
+    store: str
+    clusters: int
+    thin: bool = True
+    snapshot: bool = False
+    parent: str | None = None
+    allocated: int = 0
+    uuid: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+
+@dataclass
+class Base:
+    """A bdev that is no volume."""
+
+    name: str
+    size: int
+    specific: dict[str, Any]
+    product: str = "AIO disk"
+    uuid: str = field(default_factory=lambda: str(uuid.uuid4()))
+
+
+class LvolTarget:
+    """Serves ``path`` until closed."""
+
+    def __init__(self, path: Path) -> None:
+        self.bases: dict[str, Base] = {}
+        self.stores: dict[str, tuple[str, str, int]] = {}  # name: uuid, base, clusters
+        self.volumes: dict[tuple[str, str], Volume] = {}
+        self.controllers: list[dict[str, Any]] = []
+        self.limits: dict[str, dict[str, int]] = {}
+        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.failing: set[str] = set()
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._thread.join()
+
+    def names(self) -> list[str]:
+        """Methods that changed something, in order."""
+        return [method for method, _ in self.calls]
+
+    def show(self, ctrlr: str, bdev: str, sessions: int = 0) -> None:
+        """A controller that shows a bdev, with so many machines connected."""
+        self.controllers.append(
+            {
+                "ctrlr": ctrlr,
+                "sessions": [{"vid": number} for number in range(sessions)],
+                "backend_specific": {"block": {"bdev": bdev}},
+            }
+        )
+
+    # ---- the socket -------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._talk, args=(connection,), daemon=True).start()
+
+    def _talk(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as stream:
+            buffer = b""
+            while piece := stream.read1(65536):
+                buffer += piece
+                try:
+                    request = json.loads(buffer)
+                except ValueError:
+                    continue
+                buffer = b""
+                connection.sendall(json.dumps(self._answer(request)).encode() + b"\n")
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        method, params = request["method"], request.get("params", {})
+        answer: dict[str, Any] = {"jsonrpc": "2.0", "id": request["id"]}
+        try:
+            if method in self.failing:
+                raise Refusal(-5, "Input/output error")
+            result = getattr(self, method)(**params)
+        except Refusal as refusal:
+            return {**answer, "error": {"code": refusal.code, "message": str(refusal)}}
+        if "_get_" not in method and method != "bdev_wait_for_examine":
+            self.calls.append((method, params))
+        return {**answer, "result": result}
+
+    # ---- what SPDK has ----------------------------------------------------------------------
+
+    def vhost_get_controllers(self) -> list[dict[str, Any]]:
+        return self.controllers
+
+    def bdev_wait_for_examine(self) -> bool:
+        return True
+
+    def bdev_aio_create(self, name: str, filename: str) -> str:
+        if name in self.bases:
+            raise Refusal(-17, "File exists")
+        size = Path(filename).stat().st_size
+        self.bases[name] = Base(name, size, {"aio": {"filename": filename}})
+        return name
+
+    def bdev_aio_delete(self, name: str) -> bool:
+        del self.bases[name]
+        return True
+
+    def bdev_aio_rescan(self, name: str) -> bool:
+        base = self.bases[name]
+        base.size = Path(base.specific["aio"]["filename"]).stat().st_size
+        return True
+
+    def bdev_split_create(
+        self, base_bdev: str, split_count: int, split_size_mb: int = 0
+    ) -> list[str]:
+        size = split_size_mb * MIB or self.bases[base_bdev].size // split_count
+        names = [f"{base_bdev}p{number}" for number in range(split_count)]
+        for name in names:
+            specific = {"split": {"base_bdev": base_bdev}}
+            self.bases[name] = Base(name, size, specific, "Split Disk")
+        return names
+
+    def bdev_split_delete(self, base_bdev: str) -> bool:
+        self.bases = {
+            name: base
+            for name, base in self.bases.items()
+            if base.specific.get("split", {}).get("base_bdev") != base_bdev
+        }
+        return True
+
+    def bdev_lvol_create_lvstore(self, bdev_name: str, lvs_name: str) -> str:
+        identity = str(uuid.uuid4())
+        clusters = self.bases[bdev_name].size // CLUSTER - 1
+        self.stores[lvs_name] = (identity, bdev_name, clusters)
+        return identity
+
+    def bdev_lvol_delete_lvstore(self, lvs_name: str) -> bool:
+        del self.stores[lvs_name]
+        self.volumes = {key: one for key, one in self.volumes.items() if key[0] != lvs_name}
+        return True
+
+    def bdev_lvol_grow_lvstore(self, lvs_name: str) -> bool:
+        identity, base, _ = self.stores[lvs_name]
+        self.stores[lvs_name] = (identity, base, self.bases[base].size // CLUSTER - 1)
+        return True
+
+    def bdev_lvol_get_lvstores(self) -> list[dict[str, Any]]:
+        return [
+            {
+                "uuid": identity,
+                "name": name,
+                "base_bdev": base,
+                "total_data_clusters": clusters,
+                "free_clusters": clusters - self._allocated(name),
+                "block_size": 512,
+                "cluster_size": CLUSTER,
+                "max_growable_size": 1 << 40,
+            }
+            for name, (identity, base, clusters) in self.stores.items()
+        ]
+
+    def _allocated(self, store: str) -> int:
+        return sum(one.allocated for one in self.volumes.values() if one.store == store)
+
+    def bdev_lvol_create(
+        self, lvol_name: str, size_in_mib: int, lvs_name: str, thin_provision: bool = False
+    ) -> str:
+        clusters = -(-size_in_mib * MIB // CLUSTER)
+        allocated = 0 if thin_provision else clusters
+        volume = Volume(lvol_name, lvs_name, clusters, thin_provision, allocated=allocated)
+        self.volumes[lvs_name, lvol_name] = volume
+        return volume.uuid
+
+    def _volume(self, name: str) -> Volume:
+        store, _, lvol = name.partition("/")
+        if (store, lvol) not in self.volumes:
+            raise Refusal(-19, "No such device")
+        return self.volumes[store, lvol]
+
+    def bdev_lvol_delete(self, name: str) -> bool:
+        volume = self._volume(name)
+        children = [one for one in self.volumes.values() if one.parent == volume.name]
+        if len(children) > 1:
+            raise Refusal(-1, "Operation not permitted")
+        for child in children:
+            child.parent = volume.parent
+        del self.volumes[volume.store, volume.name]
+        return True
+
+    def bdev_lvol_resize(self, name: str, size_in_mib: int) -> bool:
+        volume = self._volume(name)
+        volume.clusters = -(-size_in_mib * MIB // CLUSTER)
+        volume.allocated = min(volume.allocated, volume.clusters)
+        return True
+
+    def bdev_lvol_snapshot(self, lvol_name: str, snapshot_name: str) -> str:
+        volume = self._volume(lvol_name)
+        made = Volume(
+            snapshot_name,
+            volume.store,
+            volume.clusters,
+            True,
+            True,
+            volume.parent,
+            volume.allocated,
+        )
+        volume.parent, volume.allocated, volume.thin = snapshot_name, 0, True
+        self.volumes[volume.store, snapshot_name] = made
+        return made.uuid
+
+    def bdev_lvol_clone(self, snapshot_name: str, clone_name: str) -> str:
+        snapshot = self._volume(snapshot_name)
+        made = Volume(clone_name, snapshot.store, snapshot.clusters, parent=snapshot.name)
+        self.volumes[snapshot.store, clone_name] = made
+        return made.uuid
+
+    def bdev_lvol_set_parent(self, lvol_name: str, parent_name: str) -> bool:
+        volume, parent = self._volume(lvol_name), self._volume(parent_name)
+        if volume.clusters != parent.clusters or volume.parent == parent.name:
+            raise Refusal(-32602, "Invalid argument")
+        volume.parent = parent.name
+        return True
+
+    def bdev_lvol_decouple_parent(self, name: str) -> bool:
+        volume = self._volume(name)
+        if volume.parent is None:
+            raise Refusal(-22, "Invalid argument")
+        below = self.volumes[volume.store, volume.parent]
+        volume.allocated = max(volume.allocated, below.allocated)
+        volume.parent = below.parent
+        return True
+
+    def bdev_set_qos_limit(self, name: str, **limits: int) -> bool:
+        self.limits.setdefault(name, {}).update(limits)
+        return True
+
+    def bdev_get_bdevs(self, name: str | None = None) -> list[dict[str, Any]]:
+        shown = [self._show_base(base) for base in self.bases.values()]
+        shown += [self._show_volume(volume) for volume in self.volumes.values()]
+        if name is not None:
+            shown = [one for one in shown if name in (one["name"], *one["aliases"])]
+            if not shown:
+                raise Refusal(-19, "No such device")
+        return shown
+
+    def _show_base(self, base: Base) -> dict[str, Any]:
+        bases = {store[1] for store in self.stores.values()}
+        bases |= {one.specific.get("split", {}).get("base_bdev") for one in self.bases.values()}
+        return {
+            "name": base.name,
+            "aliases": [base.uuid],
+            "product_name": base.product,
+            "block_size": 512,
+            "num_blocks": base.size // 512,
+            "uuid": base.uuid,
+            "assigned_rate_limits": self.limits.get(base.name, {}),
+            "claimed": base.name in bases,
+            "driver_specific": base.specific,
+        }
+
+    def _show_volume(self, volume: Volume) -> dict[str, Any]:
+        identity, base, _ = self.stores[volume.store]
+        alias = f"{volume.store}/{volume.name}"
+        lvol: dict[str, Any] = {
+            "lvol_store_uuid": identity,
+            "base_bdev": base,
+            "thin_provision": volume.thin,
+            "num_allocated_clusters": volume.allocated,
+            "snapshot": volume.snapshot,
+            "clone": volume.parent is not None,
+            "esnap_clone": False,
+        }
+        if volume.parent is not None:
+            lvol["base_snapshot"] = volume.parent
+        return {
+            "name": volume.uuid,
+            "aliases": [alias],
+            "product_name": "Logical Volume",
+            "block_size": 512,
+            "num_blocks": volume.clusters * CLUSTER // 512,
+            "uuid": volume.uuid,
+            "assigned_rate_limits": self.limits.get(alias, {}),
+            "claimed": False,
+            "driver_specific": {"lvol": lvol},
+        }
