@@ -81,3 +81,18 @@ def test_the_mixed_stack_has_five_layers() -> None:
     ]
     volume = next(params for method, params in target.calls if method == "bdev_lvol_create")
     assert volume["size_in_mib"] == 60
+
+
+def test_snapshots_are_of_a_volume_that_is_larger_than_its_store() -> None:
+    target = Scribe()
+    assert len(bdev_stack.snapshot_seconds(target, 1024, 3)) == 3
+    calls = dict(target.calls)
+    assert calls["bdev_malloc_create"]["num_blocks"] * 4096 == bdev_stack.SMALL_STORE_BYTES
+    assert calls["bdev_lvol_create"]["size_in_mib"] == 1 << 20
+    assert calls["bdev_lvol_create"]["thin_provision"]
+    names = [params["snapshot_name"] for method, params in target.calls if "snapshot" in method]
+    assert names == ["snapshot0", "snapshot1", "snapshot2"]
+    assert [method for method, _ in target.calls[-2:]] == [
+        "bdev_lvol_delete_lvstore",
+        "bdev_malloc_delete",
+    ]
