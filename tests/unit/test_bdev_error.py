@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from uuid import uuid4
 
@@ -10,11 +11,14 @@ import pytest
 from drivebay.bdev.error import OPERATIONS, ErrorBdev, ErrorChannel
 from drivebay.bdev.malloc import MallocBdev
 from tests.fakes.driver import BlkDriver, Framing, Kind, Pending, Status, segment_bytes
+from tests.fakes.memory import adjacent
+from tests.fakes.ring import Segment
 from tests.fakes.stepped import Machine, malloc_bdev
 from tests.fakes.threaded import ThreadedMachine
 
 KINDS = {"read": Kind.IN, "write": Kind.OUT, "flush": Kind.FLUSH, "unmap": Kind.DISCARD}
 PATTERN = bytes(range(256)) * 16
+MIB = 1 << 20
 RETRY_TURNS = 1000  # 10 ms
 
 
@@ -252,6 +256,30 @@ def test_an_offset_behind_the_end_changes_nothing(
     assert bdev.left(operation) == 0
     if operation != "unmap":
         assert disk.read(0, 4096) == PATTERN
+
+
+@pytest.mark.parametrize(("crossing", "status"), [(542, Status.OK), (543, Status.IOERR)])
+def test_a_write_of_very_many_buffers(
+    bdev: ErrorBdev, base: MallocBdev, crossing: int, status: int
+) -> None:
+    """A buffer across a border of two regions is two for us; a request has room for 1,088."""
+    bdev.inject("write", "corrupt_data", 1, corrupt_offset=1000, corrupt_value=1)
+    with Machine(bdev, layouts=adjacent([2 * MIB, 2 * MIB])) as machine:
+        disk = machine.add_queue(1024)
+        border = 3 * MIB
+        data = bytes(range(256)) * 2
+        head = disk.memory.allocate(528)  # the first of the data behind the header
+        disk.memory.write(head, struct.pack("<IIQ", Kind.OUT, 0, 0) + data)
+        disk.memory.write(border - 256, data)
+        readable = [Segment(head, 528, False), *[Segment(border - 256, 512, False)] * crossing]
+        writable = [Segment(disk.memory.allocate(1), 1, True)]
+        pending = disk.queue_chain(readable, writable, indirect=True)
+        pending.readable.clear()  # they are not to be given back one by one
+        disk.publish()
+        assert disk.wait(pending).status == status
+    with Machine(base) as machine:
+        found = machine.add_queue().read(0, 2048)
+    assert found == (wrong(data * 4, 1000, 1) if status == Status.OK else bytes(2048))
 
 
 # ---- on real threads --------------------------------------------------------------------------

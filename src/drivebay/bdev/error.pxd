@@ -30,7 +30,7 @@ cdef struct corruption_t:
     iovec* iov              # the caller's
     uint32_t iov_count
     uint8_t byte            # the wrong one
-    iovec parts[BLOCK_IOVECS + 2]
+    iovec parts[BLOCK_IOVECS]
 
 cdef struct error_t:
     channel_t* channel

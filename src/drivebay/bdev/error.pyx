@@ -18,7 +18,7 @@ from drivebay.bdev.base cimport (
 from drivebay.bdev.entry cimport bdev_submit
 from drivebay.memory.platform cimport (
     compare_exchange_u32, load_acquire_u32, load_relaxed_u64, store_release_u32, store_relaxed_u64)
-from drivebay.reactor.io cimport io_list_append, io_list_t, io_list_take
+from drivebay.reactor.io cimport BLOCK_IOVECS, io_list_append, io_list_t, io_list_take
 from drivebay.reactor.mailbox cimport message_answer, message_t
 from drivebay.reactor.reactor cimport reactor_timer_cancel, reactor_timer_set
 from drivebay.reactor.timer cimport timer_t
@@ -104,6 +104,9 @@ cdef int corrupt(error_t* error, io_t* io) noexcept nogil:
     if offset >= io.length or io.operation != IO_READ and io.operation != IO_WRITE:
         return bdev_submit(error.base, io)
     if io.operation == IO_WRITE:
+        if io.iov_count > BLOCK_IOVECS - 2:     # those below have room for no more
+            io.status = -EIO
+            return SUBMIT_DONE
         io.engine = offset << 8 | value     # an offset within an I/O has far less than 56 bits
         return write_wrong(error, io)
     io_push(io, read_done, NULL, offset, value)
