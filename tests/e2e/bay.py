@@ -36,6 +36,7 @@ class Bay:
     def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.folder = folder
         self.capsys = capsys
+        self._ended = False
         self.target = self._start()
 
     def _start(self) -> TargetProcess:
@@ -47,6 +48,15 @@ class Bay:
         else:
             assert self.target.stop() == 0
         self.target = self._start()
+
+    def end(self) -> None:
+        """It must have lived until now; harmless twice."""
+        if not self._ended:
+            self._ended = True
+            try:
+                self.target.expect_alive()
+            finally:
+                self.target.kill()
 
     def run(self, group: str, subcommand: str, *more: str) -> Done:
         code = main([group, subcommand, "-s", str(self.target.rpc_path), *more])

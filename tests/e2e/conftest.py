@@ -74,9 +74,8 @@ def bay(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         bay = Bay(Path(name), capsys)
         try:
             yield bay
-            bay.target.expect_alive()
         finally:
-            bay.target.kill()
+            bay.end()
 
 
 @pytest.hookimpl(wrapper=True)

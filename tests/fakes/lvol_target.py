@@ -217,6 +217,7 @@ class LvolTarget:
             raise Refusal(-1, "Operation not permitted")
         for child in children:
             child.parent = volume.parent
+            child.allocated += volume.allocated
         del self.volumes[volume.store, volume.name]
         return True
 

@@ -381,13 +381,14 @@ def test_snapshots_are_made_and_gone_back_to(run: Run, target: LvolTarget, pool:
     back = run("disk", "revert", "web", "one", "--yes", "--json")
     assert (back.json["size"], back.json["used"], back.json["parent"]) == (512 << 20, 0, "web@one")
     assert back.json["snapshots"] == ["one", timed.removeprefix("web@")]
-    assert [(name, params.get("size_in_mib")) for name, params in target.calls] == [
-        ("bdev_lvol_resize", 0),
-        ("bdev_lvol_resize", 512),
-        ("bdev_lvol_set_parent", None),
+    assert target.calls == [
+        ("bdev_lvol_snapshot", {"lvol_name": "p/web", "snapshot_name": "web@@"}),
+        ("bdev_lvol_resize", {"name": "p/web", "size_in_mib": 512}),
+        ("bdev_lvol_set_parent", {"lvol_name": "p/web", "parent_name": "p/web@one"}),
+        ("bdev_lvol_delete", {"name": "p/web@@"}),
     ]
     dry = run("disk", "revert", "web", "web@one", "--dry-run")
-    assert "let it begin with" not in dry.out
+    assert "would make 'web' 512 MiB large" not in dry.out, "it has that size"
     target.show("vhost.0", "p/web", sessions=2)
     live = run("disk", "revert", "web", "one", "--yes")
     assert "machines that are connected: vhost.0" in live.err
@@ -395,6 +396,31 @@ def test_snapshots_are_made_and_gone_back_to(run: Run, target: LvolTarget, pool:
     target.controllers.clear()
     nosuch = run("disk", "revert", "web", "nosuch", "--yes")
     assert f"hint: it has: one, {timed.removeprefix('web@')}" in nosuch.err
+
+
+@pytest.mark.parametrize(
+    "failing", ["bdev_lvol_snapshot", "bdev_lvol_resize", "bdev_lvol_set_parent"]
+)
+def test_a_revert_that_fails_changes_nothing(
+    run: Run, target: LvolTarget, pool: str, failing: str
+) -> None:
+    run("disk", "create", "web", "--size", "512M")
+    run("disk", "snapshot", "web", "one")
+    run("disk", "resize", "web", "--size", "600M")
+    target.volumes["p", "web"].allocated = 7
+    before = run("disk", "info", "web", "--json").json
+    target.failing.add(failing)
+    assert run("disk", "revert", "web", "one", "--yes").code == 1
+    if failing != "bdev_lvol_resize":  # then it could not be taken back either
+        assert run("disk", "info", "web", "--json").json == before
+    # What a target that died between two steps has left is cleared away first.
+    target.failing.clear()
+    if ("p", "web@@") not in target.volumes:
+        target.bdev_lvol_snapshot("p/web", "web@@")
+    assert run("disk", "info", "web", "--json").json["snapshots"] == ["one", "@"]
+    assert run("disk", "revert", "web", "one", "--yes").code == 0
+    after = run("disk", "info", "web", "--json").json
+    assert (after["size"], after["parent"], after["snapshots"]) == (512 << 20, "web@one", ["one"])
 
 
 def test_clones_keep_what_they_read_from(run: Run, target: LvolTarget, pool: str) -> None:

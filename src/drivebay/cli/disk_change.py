@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["limit", "plan_snapshot", "resize", "revert", "snapshot"]
 
 _MIB: Final = 1 << 20
+# The snapshot that a revert makes and deletes; nobody can call one of theirs so.
+_ASIDE: Final = "@"
 
 
 def resize(client: Client, found: argparse.Namespace) -> int:
@@ -140,9 +142,10 @@ def plan_snapshot(plan: Plan, client: Client, inventory: Inventory, disk: Disk, 
 def revert(client: Client, found: argparse.Namespace) -> int:
     """Make a disk's content and size those of one of its snapshots.
 
-    Its blocks are given back by cutting it to nothing; grown again, and on the snapshot, it
-    reads what the snapshot holds. The disk stays the same bdev, with its uuid, limits and
-    controllers. Should the target die between two steps, the same command does the rest.
+    What was written since moves into a snapshot that is deleted at the end; so the disk, which
+    has no blocks of its own then, is put on the one that was named. It stays the same bdev,
+    with its uuid, limits and controllers, and holds either the old or the new content at any
+    moment. Should the target die between two steps, the same command begins anew.
     """
     inventory = read_inventory(client)
     disk = inventory.disk(found.name)
@@ -154,7 +157,6 @@ def revert(client: Client, found: argparse.Namespace) -> int:
             hint="shut them down first",
         )
     snap = inventory.snapshot_of(disk, found.snap)
-    size = snap.size // _MIB
     plan = Plan()
     newer = [
         short_name(disk, other)
@@ -163,22 +165,48 @@ def revert(client: Client, found: argparse.Namespace) -> int:
     ]
     if newer:
         plan.facts.append(f"Newer snapshots stay: {', '.join(newer)}.")
-
-    def set_size(mib: int) -> object:
-        return call(client, "bdev_lvol_resize", {"name": disk.reference, "size_in_mib": mib})
-
-    plan.add(f"drop what was written to '{disk.name}' since", lambda: set_size(0))
-    plan.add(f"make it {format_size(snap.size)} large again", lambda: set_size(size))
-    if disk.parent != snap.name:
-        parent = {"lvol_name": disk.reference, "parent_name": snap.reference}
-        plan.add(
-            f"let it begin with '{snap.name}'", lambda: call(client, "bdev_lvol_set_parent", parent)
-        )
+    _plan_revert(plan, client, inventory, disk, snap)
     question = f"Go back to '{snap.name}' and lose what was written to '{disk.name}' since?"
     if carry_out(plan, found, question):
         inventory = read_inventory(client)
         show_disk(inventory, inventory.disk(disk.reference), found)
     return DONE
+
+
+def _plan_revert(plan: Plan, client: Client, inventory: Inventory, disk: Disk, snap: Disk) -> None:
+    aside = f"{disk.name}@{_ASIDE}"
+
+    def delete() -> object:
+        return call(client, "bdev_lvol_delete", {"name": f"{disk.pool}/{aside}"})
+
+    def resize_to(size: int) -> object:
+        params = {"name": disk.reference, "size_in_mib": size // _MIB}
+        return call(client, "bdev_lvol_resize", params)
+
+    if any(other.name == aside and other.pool == disk.pool for other in inventory.volumes):
+        plan.add(f"delete '{aside}', which an earlier try has left", delete)
+    plan.add(
+        f"move what was written to '{disk.name}' into '{aside}'",
+        lambda: call(
+            client, "bdev_lvol_snapshot", {"lvol_name": disk.reference, "snapshot_name": aside}
+        ),
+        delete,
+    )
+    if disk.size != snap.size:
+        plan.add(
+            f"make '{disk.name}' {format_size(snap.size)} large, as '{snap.name}' is",
+            lambda: resize_to(snap.size),
+            lambda: resize_to(disk.size),
+        )
+    plan.add(
+        f"let '{disk.name}' begin with '{snap.name}'",
+        lambda: call(
+            client,
+            "bdev_lvol_set_parent",
+            {"lvol_name": disk.reference, "parent_name": snap.reference},
+        ),
+    )
+    plan.add(f"delete '{aside}'", delete)
 
 
 # ---- limits -------------------------------------------------------------------------------------

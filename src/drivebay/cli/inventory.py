@@ -170,7 +170,7 @@ class Inventory:
         """Snapshots by the disk that is in their name, whether it is there or not."""
         found: dict[tuple[str | None, str], list[Disk]] = {}
         for volume in self.volumes:
-            owner, mark, _ = volume.name.rpartition("@")
+            owner, mark, _ = volume.name.partition("@")
             if volume.snapshot and mark:
                 found.setdefault((volume.pool, owner), []).append(volume)
         return found
@@ -197,7 +197,7 @@ class Inventory:
 
     def _owner(self, snapshot: Disk) -> Disk | None:
         """The disk in a snapshot's name."""
-        name = snapshot.name.rpartition("@")[0]
+        name = snapshot.name.partition("@")[0]
         owner = self._by_name.get((snapshot.pool, name))
         return None if owner is None or owner.snapshot else owner
 
