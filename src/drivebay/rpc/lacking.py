@@ -30,6 +30,19 @@ _LACKING: Final = {
     "vfu_": "vfio-user",
     "fsdev_": "sharing file systems",
     "keyring_": "the key ring",
+    "scsi_": "vhost-scsi",
+    "vmd_": "Intel VMD",
+    "trace_": "SPDK's tracing",
+    "accel_": "SPDK's accelerator framework",
+    "env_dpdk_": "DPDK",
+    "ioat_": "SPDK's accelerator framework",
+    "ae4dma_": "SPDK's accelerator framework",
+    "bdev_opal_": "the NVMe driver",
+    "framework_get_pci_devices": "the NVMe driver",
+    "framework_monitor_context_switch": "the monitor of context switches",
+    "framework_enable_cpumask_locks": "locking cores against other processes",
+    "framework_disable_cpumask_locks": "locking cores against other processes",
+    "scheduler_set_options": "the dynamic scheduler",
 }
 
 

@@ -88,6 +88,12 @@ async def framework_get_scheduler(target: Target, params: Params) -> Any:
     }
 
 
+@method("framework_get_governor", RUNTIME)
+async def framework_get_governor(target: Target, params: Params) -> Any:
+    """Show who governs the frequency of the cores: the kernel, so nothing."""
+    return {}
+
+
 _IOBUF_LEAST: Final = {
     "small_pool_count": 64,
     "large_pool_count": 8,
@@ -114,6 +120,12 @@ async def iobuf_set_options(target: Target, params: Params) -> Any:
         if params[field] is not None and params[field] < least:
             raise UsageError(f"{field} {params[field]} is below {least}", field=field)
     return _keep(target, "iobuf_set_options", params)
+
+
+@method("iobuf_get_stats", RUNTIME)
+async def iobuf_get_stats(target: Target, params: Params) -> Any:
+    """Show who takes buffers from SPDK's pools: nobody here does."""
+    return []
 
 
 @method(
@@ -171,6 +183,12 @@ async def fsdev_set_opts(target: Target, params: Params) -> Any:
     return _keep(target, "fsdev_set_opts", params)
 
 
+@method("fsdev_get_opts", RUNTIME)
+async def fsdev_get_opts(target: Target, params: Params) -> Any:
+    """Show what fsdev_set_opts was given."""
+    return dict(target.settings.get("fsdev_set_opts"))
+
+
 _SOCKETS: Final = Choice("posix", "uring", "ssl")
 
 
@@ -182,6 +200,12 @@ _SOCKETS: Final = Choice("posix", "uring", "ssl")
 async def sock_set_default_impl(target: Target, params: Params) -> Any:
     """Keep the choice of SPDK's network sockets; nothing here uses the network."""
     return _keep(target, "sock_set_default_impl", params)
+
+
+@method("sock_get_default_impl", STARTUP, RUNTIME)
+async def sock_get_default_impl(target: Target, params: Params) -> Any:
+    """Show what sock_set_default_impl was given."""
+    return dict(target.settings.get("sock_set_default_impl"))
 
 
 @method(
@@ -207,6 +231,19 @@ async def sock_set_default_impl(target: Target, params: Params) -> Any:
 async def sock_impl_set_options(target: Target, params: Params) -> Any:
     """Keep the options of SPDK's network sockets; nothing here uses the network."""
     return _keep(target, f"sock_impl_set_options {params['impl_name']}", params)
+
+
+@method(
+    "sock_impl_get_options",
+    STARTUP,
+    RUNTIME,
+    params=(Param("impl_name", _SOCKETS, required=True, doc="whose options"),),
+)
+async def sock_impl_get_options(target: Target, params: Params) -> Any:
+    """Show what sock_impl_set_options was given."""
+    kept = dict(target.settings.get(f"sock_impl_set_options {params['impl_name']}"))
+    del kept["impl_name"]
+    return kept
 
 
 @method(

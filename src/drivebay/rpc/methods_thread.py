@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -179,6 +180,30 @@ async def thread_get_pollers(target: Target, params: Params) -> Any:
                 "paused_pollers": pollers[True],
             }
         )
+    return {"tick_rate": tick_rate(), "threads": shown}
+
+
+@method("thread_get_io_channels", RUNTIME)
+async def thread_get_io_channels(target: Target, params: Params) -> Any:
+    """Show which bdevs each thread has open, and for how many of its sessions."""
+    used: dict[int, Counter[str]] = {thread.id: Counter() for thread in threads(target)}
+    for controller in target.controllers:
+        for session in controller.sessions:
+            for channel in session.rings.channels:
+                used[controller.thread_id][channel.bdev.name] += 1
+    for bdev in target.registry:
+        for channel in target.registry.channels(bdev):
+            if (owner := thread_id(target, channel)) == APP_THREAD_ID:
+                used[owner][bdev.name] += 1
+    shown = [
+        {
+            "name": thread.name,
+            "io_channels": [
+                {"name": f"bdev_{name}", "ref": count} for name, count in used[thread.id].items()
+            ],
+        }
+        for thread in threads(target)
+    ]
     return {"tick_rate": tick_rate(), "threads": shown}
 
 
