@@ -17,7 +17,7 @@ import pytest
 from drivebay.cli import places
 from drivebay.cli.completion import candidates
 from drivebay.cli.main import main
-from tests.fakes.lvol_target import CLUSTER, LvolTarget
+from tests.fakes.lvol_target import CLUSTER, Base, LvolTarget
 
 GIB = 1 << 30
 
@@ -480,8 +480,6 @@ def test_limits(run: Run, target: LvolTarget, pool: str) -> None:
 
 
 def test_what_others_made_is_shown_and_left_alone(run: Run, target: LvolTarget) -> None:
-    from tests.fakes.lvol_target import Base
-
     target.bases["M0"] = Base("M0", 64 << 20, {}, "Malloc disk")
     assert "(Malloc disk)" in run("disk", "list").out
     assert "is a Malloc disk, which this command did not make" in run("disk", "delete", "M0").err
