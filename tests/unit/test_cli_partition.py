@@ -21,7 +21,7 @@ from drivebay.cli.partition import (
     write_partition,
     write_table,
 )
-from drivebay.errors import HostError, InUse, UsageError
+from drivebay.errors import HostError, InUse, StateError, UsageError
 from drivebay.wire.gpt import SPDK_TYPE, Entry, GptError, add_entry, new_table, table_writes
 from tests.fakes.lvol_target import LvolTarget
 
@@ -86,7 +86,7 @@ def test_free_space_between_partitions_is_found(image: Image) -> None:
     assert image.plan(5 * MIB).offset == 5 * MIB
     assert image.plan(6 * MIB).offset == 20 * MIB
     assert (image.plan().offset, image.plan().size) == (20 * MIB, 20 * MIB)
-    with pytest.raises(UsageError, match="no room for a partition of 21 MiB: .* has 20 MiB"):
+    with pytest.raises(StateError, match="no room for a partition of 21 MiB: .* has 20 MiB"):
         image.plan(21 * MIB)
 
 

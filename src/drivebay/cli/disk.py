@@ -16,7 +16,7 @@ from drivebay.cli.connection import connect
 from drivebay.cli.inventory import LIMITS, Disk, Inventory, read_inventory, short_name
 from drivebay.cli.output import DONE, format_size, print_json, print_table
 from drivebay.cli.steps import add_change_options
-from drivebay.errors import UsageError
+from drivebay.errors import StateError
 
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client
@@ -257,9 +257,9 @@ def _lists(inventory: Inventory, disk: Disk) -> list[tuple[str, list[str]]]:
 
 
 def refuse_snapshot(disk: Disk, what: str) -> None:
-    """Refuse to do to a snapshot what only a disk can bear. Raises: UsageError."""
+    """Refuse to do to a snapshot what only a disk can bear. Raises: StateError."""
     if disk.snapshot:
-        raise UsageError(
+        raise StateError(
             f"'{disk.name}' is a snapshot, and a snapshot {what}",
             hint=f"make a disk of it: drivebay disk clone {disk.name} NEW",
         )

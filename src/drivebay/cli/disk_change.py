@@ -21,7 +21,7 @@ from drivebay.cli.inventory import (
 from drivebay.cli.output import DONE, format_size, print_json
 from drivebay.cli.places import resize_file
 from drivebay.cli.steps import Plan, carry_out
-from drivebay.errors import AlreadyExists, InUse, UsageError
+from drivebay.errors import AlreadyExists, InUse, StateError, UsageError
 
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client
@@ -77,7 +77,7 @@ def _check_shrink(disk: Disk, found: argparse.Namespace) -> None:
 def _plan_file_size(plan: Plan, client: Client, disk: Disk, size: int) -> None:
     place = None if disk.place is None else Path(disk.place)
     if place is None or not place.is_file():
-        raise UsageError(
+        raise StateError(
             f"disk '{disk.name}' is no file and in no pool: its size is that of what it stands on"
         )
     if size % disk.block_size:
@@ -115,7 +115,7 @@ def plan_snapshot(plan: Plan, client: Client, inventory: Inventory, disk: Disk, 
     """Add the step that makes a snapshot; returns its name in the pool."""
     refuse_snapshot(disk, "has no snapshots of its own")
     if disk.pool is None:
-        raise UsageError(
+        raise StateError(
             f"disk '{disk.name}' is in no pool, and only disks in pools have snapshots",
             hint="drivebay disk create NAME --size SIZE makes one in a pool",
         )

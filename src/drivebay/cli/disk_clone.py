@@ -12,7 +12,7 @@ from drivebay.cli.inventory import Disk, Inventory, check_name, read_inventory
 from drivebay.cli.output import DONE
 from drivebay.cli.progress import watch
 from drivebay.cli.steps import Plan, carry_out
-from drivebay.errors import AlreadyExists, UsageError
+from drivebay.errors import AlreadyExists, StateError
 
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client
@@ -32,7 +32,7 @@ def clone(client: Client, found: argparse.Namespace) -> int:
     if inventory.is_taken(found.new):
         raise AlreadyExists(f"there is a disk '{found.new}' already")
     if source.pool is None:
-        raise UsageError(
+        raise StateError(
             f"disk '{source.name}' is in no pool, and only disks in pools can be cloned",
             hint="drivebay disk create NAME --size SIZE makes one in a pool",
         )

@@ -18,7 +18,7 @@ from drivebay.cli.places import (
     remove_file,
 )
 from drivebay.cli.steps import Plan, carry_out
-from drivebay.errors import AlreadyExists, InUse, UsageError
+from drivebay.errors import AlreadyExists, InUse, StateError, UsageError
 
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client
@@ -94,7 +94,7 @@ def _plan_in_pool(
         pool_name = pool.name
         if found.thick and found.size > pool.free_clusters * pool.cluster_bytes:
             free = format_size(pool.free_clusters * pool.cluster_bytes)
-            raise UsageError(
+            raise StateError(
                 f"pool '{pool.name}' has {free} left, too little for a thick disk of "
                 f"{format_size(found.size)}",
                 hint=f"drivebay pool grow {pool.name}, or leave --thick out",

@@ -9,7 +9,7 @@ from drivebay.cli.connection import call
 from drivebay.cli.inventory import Disk, Inventory, read_inventory, short_name
 from drivebay.cli.output import DONE, print_json
 from drivebay.cli.steps import Plan, carry_out
-from drivebay.errors import InUse, UsageError
+from drivebay.errors import InUse, StateError
 
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client
@@ -137,12 +137,12 @@ def _plan_bdev(
     if not parts:
         _refuse_claimed(disk)
     if disk.base is not None:
-        raise UsageError(
+        raise StateError(
             f"'{disk.name}' is a part of '{disk.base}', and parts are made and deleted together",
             hint=f"drivebay disk delete {disk.base} --with-parts",
         )
     if disk.module not in ("aio", "uring"):
-        raise UsageError(
+        raise StateError(
             f"'{disk.name}' is a {disk.kind}, which this command did not make",
             hint="delete it with the method of its kind: drivebay rpc rpc_get_methods",
         )

@@ -24,7 +24,7 @@ from uuid import UUID, uuid4
 
 from drivebay.cli.contents import Content, find_contents
 from drivebay.cli.output import format_size
-from drivebay.errors import HostError, InUse, UsageError
+from drivebay.errors import HostError, InUse, StateError
 from drivebay.wire.gpt import (
     SPDK_TYPE,
     Entry,
@@ -94,7 +94,7 @@ def plan_partition(
     """Find room for one partition on an empty disk or in the free space of one with a GPT.
 
     ``size`` None takes the largest free range. Raises: InUse when something is on the disk
-    that is no GPT; GptError when its table may not be used; UsageError when there is no room.
+    that is no GPT; GptError when its table may not be used; StateError when there is no room.
     """
     table = _present_table(read, device, blocks, block_bytes)
     before = table
@@ -109,7 +109,7 @@ def plan_partition(
     fitting = [first for first, last in ranges if last - first + 1 >= wanted > 0]
     if not fitting:
         largest = max((last - first + 1 for first, last in ranges), default=0) * block_bytes
-        raise UsageError(
+        raise StateError(
             f"{device} has no room for a partition of {format_size(wanted * block_bytes)}: its "
             f"largest free range has {format_size(largest)}"
         )

@@ -17,7 +17,7 @@ from typing import Final
 
 from drivebay.cli.connection import target_owner
 from drivebay.cli.contents import Content, find_contents
-from drivebay.errors import AlreadyExists, HostError, UsageError
+from drivebay.errors import AlreadyExists, HostError, StateError, UsageError
 
 __all__ = [
     "check_visible",
@@ -70,12 +70,12 @@ def free_bytes(path: Path) -> int:
 def make_sparse_file(path: Path, size: int, socket: str) -> None:
     """Make a file of ``size`` bytes that takes up no space, for the target behind ``socket``.
 
-    Raises: AlreadyExists, HostError; UsageError when the target could not open it.
+    Raises: AlreadyExists, HostError; StateError when the target could not open it.
     """
     pid, uid = target_owner(socket)
     own = os.geteuid()
     if uid not in (0, own) and own != 0:
-        raise UsageError(
+        raise StateError(
             f"the target runs as user {uid} and could not open a file that user {own} makes",
             hint="run the command as the target's user",
         )
@@ -94,7 +94,7 @@ def make_sparse_file(path: Path, size: int, socket: str) -> None:
     except OSError as error:
         path.unlink()
         raise _refusal(f"can't make '{path}' {size} bytes long", error, path) from error
-    except UsageError:
+    except StateError:
         path.unlink()
         raise
     finally:
@@ -102,7 +102,7 @@ def make_sparse_file(path: Path, size: int, socket: str) -> None:
 
 
 def check_visible(path: Path, pid: int) -> None:
-    """Refuse a path that means another file to the target's process. Raises: UsageError."""
+    """Refuse a path that means another file to the target's process. Raises: StateError."""
     own = path.stat()
     try:
         theirs = Path(f"/proc/{pid}/root/{path.absolute()}").stat()
@@ -111,7 +111,7 @@ def check_visible(path: Path, pid: int) -> None:
     except OSError:
         theirs = None
     if theirs is None or (theirs.st_dev, theirs.st_ino) != (own.st_dev, own.st_ino):
-        raise UsageError(
+        raise StateError(
             f"process {pid}, the target, sees other folders than this command: there is no "
             f"'{path}' for it",
             hint="use the command where the target runs (in its container)",

@@ -18,7 +18,7 @@ from drivebay.cli.inventory import Inventory, Pool, check_name, read_inventory
 from drivebay.cli.output import DONE, format_size, print_json, print_table, print_warning
 from drivebay.cli.places import free_bytes, remove_file, resize_file
 from drivebay.cli.steps import Plan, add_change_options, carry_out
-from drivebay.errors import AlreadyExists, InUse, UsageError
+from drivebay.errors import AlreadyExists, InUse, StateError, UsageError
 
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client
@@ -243,7 +243,7 @@ def _grow(client: Client, found: argparse.Namespace) -> int:
     pool = read_inventory(client).pool(found.name)
     place = None if pool.place is None else Path(pool.place)
     if place is None or pool.module not in ("aio", "uring"):
-        raise UsageError(
+        raise StateError(
             f"pool '{pool.name}' stands on the bdev '{pool.base}', which this command can't grow",
             hint=f"when it has grown: drivebay rpc bdev_lvol_grow_lvstore "
             f'\'{{"lvs_name": "{pool.name}"}}\'',

@@ -25,7 +25,7 @@ from drivebay.cli.places import (
     resize_file,
 )
 from drivebay.cli.steps import Plan
-from drivebay.errors import InUse, UsageError
+from drivebay.errors import InUse, StateError, UsageError
 
 if TYPE_CHECKING:
     from drivebay.cli.block_device import BlockDevice
@@ -38,11 +38,11 @@ _SMALLEST: Final = 64 << 20
 
 
 def plan_default_pool(plan: Plan, client: Client, socket: str) -> None:
-    """The pool of those who never made one. Raises: UsageError when nothing is left for it."""
+    """The pool of those who never made one. Raises: StateError when nothing is left for it."""
     place = data_folder() / "pools" / f"{DEFAULT_POOL}.img"
     size = default_pool_size(place)
     if size < _SMALLEST:
-        raise UsageError(
+        raise StateError(
             f"the file system of '{place.parent}' has no room for a pool",
             hint="make one elsewhere: drivebay pool create NAME --file FILE --size SIZE",
         )
@@ -101,7 +101,7 @@ def plan_device_pool(plan: Plan, client: Client, name: str, path: str, size: int
 
     device = find_device(path)
     if device.read_only:
-        raise UsageError(f"{device} is read-only")
+        raise StateError(f"{device} is read-only")
     plan.facts.append(f"{device}, {format_size(device.size)}")
     if device.is_partition:
         return _plan_partition(plan, client, name, device, size)
