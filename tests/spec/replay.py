@@ -58,7 +58,7 @@ CONNECTS: Final[dict[int, tuple[tuple[str, int], ...]]] = {
     462: (("vhost.0", 1),),
     463: (("vhost.1", 2),),
     464: (("vhost.0", 2),),
-    570: (("vhost.0", 1),),
+    569: (("vhost.0", 1),),
     576: (("vhost.0", 1),),
     588: (("vhost.0", 1),),
     599: (("vhost.0", 1),),

@@ -28,6 +28,17 @@ _IO_TYPES: Final = (
 _LIMITS: Final = ("rw_ios_per_sec", "rw_mbytes_per_sec", "r_mbytes_per_sec", "w_mbytes_per_sec")
 
 
+_FILTERS: Final = ("split", "passthru", "delay", "error", "crypto")
+
+
+def _is_memory(bdev: Bdev) -> bool:
+    """Whether it is a malloc bdev in the end: SPDK shows those with a NUMA node."""
+    below: Bdev | None = bdev
+    while below is not None and below.module in _FILTERS:
+        below = below.bases[0]
+    return below is not None and below.module == "malloc"
+
+
 def describe(target: Target, bdev: Bdev) -> dict[str, Any]:
     """One bdev as bdev_get_bdevs shows it."""
     kept = target.kept_parameters(bdev)
@@ -45,7 +56,7 @@ def describe(target: Target, bdev: Bdev) -> dict[str, Any]:
         "preferred_unmap_granularity": kept.get("preferred_unmap_granularity", 0),
         "uuid": uuid,
     }
-    if bdev.module == "malloc":
+    if _is_memory(bdev):
         shown["numa_id"] = -1
     claim = target.registry.claims(bdev).kind
     shown["assigned_rate_limits"] = dict.fromkeys(_LIMITS, 0)
