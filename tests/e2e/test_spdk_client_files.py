@@ -23,6 +23,8 @@ spdk_rpc = pytest.importorskip("spdk.rpc.client")
 spdk_config = pytest.importorskip("spdk.rpc.config")
 
 SAVED = (Path(__file__).parents[1] / "data" / "spdk_saved.json").read_text()
+WHOLE = (Path(__file__).parents[1] / "data" / "spdk_save_config.json").read_text()
+VOLUME = "f2101097-0021-4617-a8f1-4c2e4867b095"
 LVOL = {"method": "bdev_lvol_create", "params": {"lvol_name": "l", "size_in_mib": 1}}
 
 
@@ -134,5 +136,48 @@ def test_ignoring_errors_goes_on_without_it_and_autosave_keeps_it(folder: Path) 
         kept = calls(json.loads(Path(file).read_text()))
         assert (LVOL["method"], LVOL["params"]) in kept
         assert "N" in [params.get("name") for _, params in kept]
+    finally:
+        assert target.stop() == 0
+
+
+def whole_file(folder: Path, methods: list[str]) -> dict[str, Any]:
+    """SPDK's configuration of one of each, as far as we have the parts.
+
+    It names a volume by a uuid that SPDK drew when it was made; ours has the same alias.
+    """
+    text = WHOLE.replace("RUN/", f"{folder}/").replace(VOLUME, "lvs0/l1")
+    config: dict[str, Any] = json.loads(text)
+    for subsystem in config["subsystems"]:
+        subsystem["config"] = [
+            call
+            for call in subsystem["config"] or []
+            if call["method"] in methods
+            and (
+                call.get("params", {}).get("dev_name") != "lvs0/l1" or "bdev_lvol_create" in methods
+            )
+        ]
+    return config
+
+
+def test_spdks_file_with_one_of_each_starts_our_target(folder: Path) -> None:
+    """No error is ignored: whatever we have of it must load, and be saved again."""
+    image = folder / "aio_lvs.img"
+    with image.open("wb") as file:
+        file.truncate(64 * 1024 * 1024)
+    target = TargetProcess(folder)
+    methods = target.rpc("rpc_get_methods")
+    if "bdev_lvol_create" in methods:
+        target.rpc("bdev_aio_create", name="AioLvs", filename=str(image), block_size=4096)
+        target.rpc("bdev_lvol_create_lvstore", bdev_name="AioLvs", lvs_name="lvs0")
+        target.rpc("bdev_lvol_create", lvs_name="lvs0", lvol_name="l1", size_in_mib=8)
+    assert target.stop() == 0
+    config = whole_file(folder, methods)
+    target = TargetProcess(folder, "-c", write(folder, config))
+    try:
+        ours = {(method, key_of(method, params)[1]) for method, params in calls(saved_by(target))}
+        theirs = {(method, key_of(method, params)[1]) for method, params in calls(config)}
+        assert theirs <= ours
+        names = {bdev["name"] for bdev in target.rpc("bdev_get_bdevs")}
+        assert {"Malloc0", "Null0", "Aio0", "Uring0", "MSp3", "PT0", "D0", "EE_MSp2"} <= names
     finally:
         assert target.stop() == 0
