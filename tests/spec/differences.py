@@ -229,6 +229,8 @@ SAVED: Final = (
 RIGHT: Final = (
     Rule("bdev_malloc_create:answer", "no bdev has metadata", "MMD", only=(170,)),
     Rule("bdev_uring_create:answer", "another bdev has that file open", "U0", only=(190,)),
+    Rule("bdev_raid_create:answer", "raid5f is a later part", True, only=(230,)),
+    Rule("bdev_raid_get_bdevs:result/R5", "raid5f is a later part", ours=MISSING),
     Rule(
         "vhost_create_blk_controller:answer",
         "a socket path that is too long is refused",
@@ -355,7 +357,6 @@ PENDING: Final = (
         Rule(where, _BUILT)
         for name in (
             "bdev_lvol_*",
-            "bdev_raid_*",
             "bdev_set_qos_limit",
             "bdev_*_histogram*",
             "bdev_set_qd_sampling_period",

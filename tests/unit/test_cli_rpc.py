@@ -92,8 +92,8 @@ def test_what_belongs_before_the_start_is_skipped_aloud_in_a_running_target(
 
 def test_a_method_that_is_not_there_stops_the_load_before_it_begins() -> None:
     client = RecordingClient(started=False)
-    with pytest.raises(DrivebayError, match=r"entry 2 of 'bdev' .* calls 'bdev_raid_create'"):
-        load_config(client, config("bdev_null_create", "bdev_raid_create"))  # type: ignore[arg-type]
+    with pytest.raises(DrivebayError, match=r"entry 2 of 'bdev' .* calls 'bdev_ftl_create'"):
+        load_config(client, config("bdev_null_create", "bdev_ftl_create"))  # type: ignore[arg-type]
     assert client.calls == []
 
 

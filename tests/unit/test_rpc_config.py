@@ -82,7 +82,6 @@ def test_a_failing_entry_is_named_with_its_reason() -> None:
     ("method", "part"),
     [
         ("bdev_lvol_create", "logical volume store"),
-        ("bdev_raid_create", "RAID"),
         ("bdev_nvme_attach_controller", "NVMe"),
         ("vhost_create_scsi_controller", "vhost-scsi"),
         ("bdev_set_qos_limit", "QoS"),
@@ -103,6 +102,7 @@ def test_ignoring_errors_goes_on_and_forgets_nothing() -> None:
     controller: Any = SimpleNamespace(name="vhost.0", save=list)
     target: Any = SimpleNamespace(
         wishes=[],
+        arrays=SimpleNamespace(calls=list),
         settings=Settings(),
         keyring=Keyring(),
         registry=[],

@@ -228,7 +228,7 @@ cdef class Bdev:
         the bases see nothing but children, whose frames are counted anew.
         """
         cdef Bdev base
-        cdef uint32_t deepest = 0
+        cdef uint32_t deepest = LEAF_FRAMES - 1     # a flush behind a write
         self.bases = bases
         self.raw.flags = BDEV_FUA       # it is handed down
         for base in bases:

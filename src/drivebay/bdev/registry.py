@@ -155,9 +155,13 @@ class BdevRegistry:
     async def _arrive(self, bdev: Bdev) -> None:
         """What follows from a new bdev: those that wait for it, then whoever reads it."""
         await self._ask(self._on_arrival, bdev)
-        by_hand = {bdev.name, *bdev.aliases} & {*self.examined_by_hand}
-        if self._examiners and (self.auto_examine or by_hand):
+        if self._examiners and self.may_examine(bdev):
             self.examine(bdev)
+
+    def may_examine(self, bdev: Bdev) -> bool:
+        """Whether it may be looked into without being asked."""
+        names = {bdev.name, *bdev.aliases}
+        return self.auto_examine or not names.isdisjoint(self.examined_by_hand)
 
     def examine(self, bdev: Bdev) -> None:
         """Begin to look into a bdev; wait_examined() waits for the end."""
@@ -420,8 +424,8 @@ class BdevRegistry:
         await self._call_listeners(entry, "resize")
 
     async def close(self) -> None:
-        """Remove every bdev, newest first; the users must have let go before."""
-        for name in reversed(list(self._entries)):
+        """Remove every bdev, those on top and newer ones first; the users have let go before."""
+        for name in _from_the_top(list(self)):
             with contextlib.suppress(NotFound):  # somebody else is removing it
                 await self.remove(name)
         if self._tasks:
@@ -462,6 +466,27 @@ class BdevRegistry:
         self._tasks.discard(task)
         if not task.cancelled():
             task.exception()  # whoever waited has seen it
+
+
+def _from_the_top(bdevs: list[Bdev]) -> list[str]:
+    """Their names, each after all that stand on it, and after newer ones if it may be."""
+    standing: dict[Bdev, list[Bdev]] = {}
+    for bdev in bdevs:
+        for base in bdev.bases:
+            if base is not None:
+                standing.setdefault(base, []).append(bdev)
+    order: dict[Bdev, None] = {}
+
+    def put(bdev: Bdev) -> None:
+        if bdev in order:
+            return
+        for upper in reversed(standing.get(bdev, [])):
+            put(upper)
+        order[bdev] = None
+
+    for bdev in reversed(bdevs):
+        put(bdev)
+    return [bdev.name for bdev in order]
 
 
 def _call(callback: Callable[[], None] | None) -> None:

@@ -70,6 +70,8 @@ def subsystem_config(target: Target, name: str) -> list[dict[str, Any]]:
         for wish in target.wishes:
             method, params = wish.call()
             calls.append({"method": method, "params": params})
+        for method, params in target.arrays.calls():
+            calls.append({"method": method, "params": params})
         calls.append({"method": "bdev_wait_for_examine"})
     elif name == "vhost_blk":
         for controller in sorted(target.controllers, key=lambda controller: controller.name):

@@ -15,6 +15,7 @@ from drivebay.rpc import (
     methods_log,
     methods_memory,
     methods_python,
+    methods_raid,
     methods_settings,
     methods_split,
     methods_thread,
@@ -37,6 +38,7 @@ _FILES = (
     methods_crypto,
     methods_split,
     methods_error,
+    methods_raid,
     methods_vhost,
     methods_diagnostics,
 )

@@ -247,19 +247,6 @@ async def sock_impl_get_options(target: Target, params: Params) -> Any:
 
 
 @method(
-    "bdev_raid_set_options",
-    STARTUP,
-    RUNTIME,
-    params=_params(process_window_size_kb=_U32, process_max_bandwidth_mb_sec=_U32),
-    style=BDEV,
-    changes=True,
-)
-async def bdev_raid_set_options(target: Target, params: Params) -> Any:
-    """Keep the defaults for RAID bdevs, which are not here yet."""
-    return _keep(target, "bdev_raid_set_options", params)
-
-
-@method(
     "bdev_nvme_set_options",
     STARTUP,
     RUNTIME,

@@ -65,7 +65,10 @@ _DEFAULTS: Final[dict[str, dict[str, dict[str, Any] | None]]] = {
             "iobuf_small_cache_size": 128,
             "iobuf_large_cache_size": 16,
         },
-        "bdev_raid_set_options": None,
+        "bdev_raid_set_options": {
+            "process_window_size_kb": 1024,
+            "process_max_bandwidth_mb_sec": 0,
+        },
         "bdev_nvme_set_options": None,
         "bdev_nvme_set_hotplug": None,
     },

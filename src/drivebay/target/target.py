@@ -21,6 +21,7 @@ from typing import Any
 
 from drivebay.bdev.base import Bdev
 from drivebay.bdev.keyring import Keyring
+from drivebay.bdev.raid.arrays import Arrays
 from drivebay.bdev.registry import BdevRegistry
 from drivebay.bdev.wishes import Wishes
 from drivebay.errors import HostError, StateError
@@ -70,6 +71,7 @@ class Target:
         self._mailbox: ControlMailbox | None = None
         self._workers: ThreadPoolExecutor | None = None
         self.registry.examined_by_hand = self.settings.examined
+        self.arrays = Arrays(self.registry, lambda: self.reactors[0], self._raid_options)
         self.registry.on_event(self.notifications.add)
         self.registry.on_examine(self._examine_gpt)
 
@@ -163,6 +165,10 @@ class Target:
         if self._workers is not None:
             self._workers.shutdown(wait=False)
             self._workers = None
+
+    def _raid_options(self) -> tuple[int, int]:
+        options = self.settings.get("bdev_raid_set_options")
+        return options["process_window_size_kb"], options["process_max_bandwidth_mb_sec"]
 
     def keep_parameters(self, bdev: Bdev, parameters: dict[str, int]) -> None:
         """Remember what a bdev was made with and does not keep itself."""
