@@ -70,7 +70,8 @@ class Scene:
         first, length = sector * self.sectors, sectors * self.sectors
         fits = sector + sectors <= PART or kind == Kind.FLUSH
         start = (part * PART + sector) * size
-        payload = bytes((fill + i // 7) & 0xFF for i in range(sectors * size))
+        pattern = bytes((fill + i) & 0xFF for i in range(251))
+        payload = (pattern * (sectors * size // 251 + 1))[: sectors * size]
         data = b""
         if kind == Kind.OUT:
             data = payload

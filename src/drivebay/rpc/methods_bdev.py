@@ -28,7 +28,7 @@ _IO_TYPES: Final = (
 _LIMITS: Final = ("rw_ios_per_sec", "rw_mbytes_per_sec", "r_mbytes_per_sec", "w_mbytes_per_sec")
 
 
-_FILTERS: Final = ("split", "passthru", "delay", "error", "crypto")
+_FILTERS: Final = ("split", "gpt", "passthru", "delay", "error", "crypto")
 
 
 def _is_memory(bdev: Bdev) -> bool:
