@@ -13,6 +13,7 @@ program its stacks and first writes are measured too:
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import sys
 import tempfile
@@ -30,6 +31,7 @@ from measuring import spread
 from spdk_peer import spdk_vhost
 from targets import DISK_BYTES, LOAD_CORE, Target, alone, drivebay, running, stop_all
 
+from drivebay.engines.vhost_user_client import VhostUserBlk
 from drivebay.engines.vhost_user_workload import LoadParams, Workload, run_load
 from drivebay.errors import DrivebayError
 
@@ -87,9 +89,14 @@ def error(target: Target, base: str) -> str:
     return f"EE_{base}"
 
 
-def mixed(target: Target, base: str) -> str:
-    """Five layers of five kinds."""
-    return passthru(target, delay(target, thick(target, error(target, split(target, base)))))
+def with_a_volume(target: Target, base: str) -> str:
+    """As high as it can be with a volume in it: an I/O has room for the frames of no more."""
+    return passthru(target, passthru(target, thick(target, split(target, base))))
+
+
+def without_a_volume(target: Target, base: str) -> str:
+    """The same of those that push frames of their own."""
+    return delay(target, error(target, split(target, base)))
 
 
 @dataclass(frozen=True)
@@ -109,9 +116,15 @@ STACKS = (
     Stack("thick lvol", thick, _LVOL, 5),
     Stack("passthru x5", five_passthrus, ("bdev_passthru_create",), 20),
     Stack(
-        "split, error, lvol, delay, passthru",
-        mixed,
-        ("bdev_split_create", "bdev_delay_create", "bdev_error_create", *_LVOL),
+        "split, lvol, passthru x2",
+        with_a_volume,
+        ("bdev_split_create", "bdev_passthru_create", *_LVOL),
+        20,
+    ),
+    Stack(
+        "split, error, delay",
+        without_a_volume,
+        ("bdev_split_create", "bdev_error_create", "bdev_delay_create"),
         20,
     ),
 )
@@ -163,14 +176,24 @@ def prepare(target: Target, stacks: Sequence[Stack]) -> list[str]:
             print(f"{target.name} has no {stack.name}")
             continue
         top = stack.build(target, malloc(target, f"m{number}"))
-        serve(target, stack.name, f"vhost.{number}", top)
+        fill(serve(target, stack.name, f"vhost.{number}", top))
         built.append(stack.name)
     return built
 
 
-def serve(target: Target, workload: str, controller: str, bdev: str) -> None:
+def serve(target: Target, workload: str, controller: str, bdev: str) -> Path:
+    """Returns: the socket."""
     target.call("vhost_create_blk_controller", ctrlr=controller, dev_name=bdev)
     target.sockets[workload] = target.log.parent / controller
+    return target.sockets[workload]
+
+
+def fill(socket: Path) -> None:
+    """Write all of a disk: a new volume gave the memory below it back to the host."""
+    chunk = os.urandom(1 << 20)
+    with VhostUserBlk(str(socket)) as disk:
+        for offset in range(0, disk.capacity_bytes, len(chunk)):
+            disk.write(offset, chunk[: disk.capacity_bytes - offset])
 
 
 def measure_stacks(

@@ -60,24 +60,30 @@ def test_each_stack_has_a_goal_and_so_have_the_volumes() -> None:
     assert "| split, randread | drivebay | 0.1 (0.1 to 0.1) | 6.0 | 100 |" in bdev_stack.table(rows)
 
 
-def test_what_a_target_lacks_is_left_out() -> None:
+def test_what_a_target_lacks_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    filled: list[str] = []
+    monkeypatch.setattr(bdev_stack, "fill", lambda socket: filled.append(socket.name))
     target = Scribe("bdev_passthru_create")
     assert bdev_stack.prepare(target, STACKS) == [BARE, "passthru x5"]
     made = [params["base_bdev_name"] for method, params in target.calls if "passthru" in method]
     assert made == ["m3", "m3-p", "m3-p-p", "m3-p-p-p", "m3-p-p-p-p"]
     assert list(target.sockets) == [BARE, "passthru x5"]
+    assert filled == ["vhost.0", "vhost.3"]
 
 
-def test_the_mixed_stack_has_five_layers() -> None:
+def test_the_mixed_stacks_are_made_from_below() -> None:
     target = Scribe()
-    top = bdev_stack.mixed(target, "m4")
-    assert top == "EE_m4p0-s/thick-d-p"
-    assert [method for method, _ in target.calls if method.endswith("_create")] == [
+    assert bdev_stack.with_a_volume(target, "m4") == "m4p0-s/thick-p-p"
+    assert bdev_stack.without_a_volume(target, "m5") == "EE_m5p0-d"
+    made = [method for method, _ in target.calls if method.endswith("_create")]
+    assert made == [
+        "bdev_split_create",
+        "bdev_lvol_create",
+        "bdev_passthru_create",
+        "bdev_passthru_create",
         "bdev_split_create",
         "bdev_error_create",
-        "bdev_lvol_create",
         "bdev_delay_create",
-        "bdev_passthru_create",
     ]
     volume = next(params for method, params in target.calls if method == "bdev_lvol_create")
     assert volume["size_in_mib"] == 60
