@@ -273,7 +273,10 @@ def snapshot_seconds(target: Target, gibibytes: int, repeat: int) -> list[float]
 
 
 def open_seconds(target: Target, folder: Path, volumes: int, repeat: int) -> list[float]:
-    """From the bdev of a store with many volumes to the last of them."""
+    """From the bdev of a store with many volumes to the last of them, which can be used then.
+
+    What lies on the volumes is looked into afterwards.
+    """
     file = folder / "store"
     with file.open("wb") as made:
         made.truncate(4 << 30)
@@ -289,8 +292,9 @@ def open_seconds(target: Target, folder: Path, volumes: int, repeat: int) -> lis
         target.call("bdev_aio_delete", name="many")
         began = time.monotonic()
         target.call("bdev_aio_create", **disk)
-        target.call("bdev_wait_for_examine")
+        target.call("bdev_get_bdevs", name=f"many/v{volumes - 1}", timeout=60_000)
         times.append(time.monotonic() - began)
+        target.call("bdev_wait_for_examine")
         if len(target.call("bdev_get_bdevs")) <= volumes:
             raise DrivebayError(f"the store came back without its {volumes} volumes")
     target.call("bdev_aio_delete", name="many")
