@@ -25,7 +25,8 @@ __all__ = ["Copier", "Rebuild", "TargetLost"]
 
 _log = logging.getLogger(__name__)
 
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 18
+_PIECES_AT_ONCE = 8
 
 
 class TargetLost(HostError):
@@ -38,9 +39,14 @@ class Copier:
     def __init__(self, array: MirrorArray) -> None:
         self._array = array
         self._open: dict[Slot, tuple[Bdev, Access]] = {}
+        self._opening = asyncio.Lock()
 
     async def access(self, slot: Slot) -> Access:
         """Control's way to a member. Raises: StateError when the slot is empty, HostError."""
+        async with self._opening:
+            return await self._access(slot)
+
+    async def _access(self, slot: Slot) -> Access:
         from drivebay.bdev.access import Access  # compiled; loaded when needed
 
         bdev, access = self._open.get(slot, (None, None))
@@ -86,13 +92,25 @@ class Copier:
 
         Raises: TargetLost, HostError when no source has them.
         """
-        for offset in range(start, end, _PIECE_BYTES):
-            data = await self._read_any(target, offset, min(_PIECE_BYTES, end - offset))
-            try:
-                access = await self.access(target)
-                await access.write(self._start_of(target) + offset, data)
-            except DrivebayError as error:
-                raise TargetLost(f"'{target.name}' can't be written", error.errno) from error
+        batch = _PIECE_BYTES * _PIECES_AT_ONCE
+        for first in range(start, end, batch):
+            last = min(first + batch, end)
+            pieces = [
+                self._copy_piece(target, offset, min(_PIECE_BYTES, last - offset))
+                for offset in range(first, last, _PIECE_BYTES)
+            ]
+            # All have ended when one has failed: the window may be let go then.
+            for outcome in await asyncio.gather(*pieces, return_exceptions=True):
+                if outcome is not None:
+                    raise outcome
+
+    async def _copy_piece(self, target: Slot, offset: int, length: int) -> None:
+        data = await self._read_any(target, offset, length)
+        try:
+            access = await self.access(target)
+            await access.write(self._start_of(target) + offset, data)
+        except DrivebayError as error:
+            raise TargetLost(f"'{target.name}' can't be written", error.errno) from error
 
     async def _read_any(self, target: Slot, offset: int, length: int) -> bytes:
         failure: DrivebayError | None = None
