@@ -260,6 +260,28 @@ def unpack_page(data: bytes | memoryview) -> Page | None:
     return Page(blob_id, sequence, descriptors, following, reserved)
 
 
+# A copy of a page that is about to be overwritten in place, for the case that a power cut tears
+# that write. It lies in a free page; ``reserved`` is the page that it is for plus one,
+# ``sequence`` counts the copies, and the CRC is inverted, so that nobody takes it for a page.
+
+
+def pack_copy(image: bytes, target: int, count: int) -> bytes:
+    """The copy of ``image`` (4,096 bytes), which belongs to page ``target``."""
+    body = image[:8] + struct.pack("<II", count & 0xFFFFFFFF, target + 1) + image[16 : PAGE - 4]
+    return body + _CRC.pack(crc32c(body) ^ 0xFFFFFFFF)
+
+
+def unpack_copy(data: bytes | memoryview) -> tuple[int, int, bytes] | None:
+    """The count, the target and the image of a copy; None when it is none."""
+    stored = int.from_bytes(data[PAGE - 4 : PAGE], "little")
+    count, target = struct.unpack_from("<II", data, 8)
+    if page_crc(data) ^ 0xFFFFFFFF != stored or not target:
+        return None
+    body = bytes(data[:8]) + bytes(8) + bytes(data[16 : PAGE - 4])
+    crc = crc32c(body) if any(body) else 0  # a page that is taken off the disk has only zeroes
+    return count, target - 1, body + _CRC.pack(crc)
+
+
 def pack_mask(kind: int, bits: int, used: bytes | memoryview, pages: int, page_bytes: int) -> bytes:
     """A mask on disk: kind, number of bits, the bits."""
     return (MASK_HEADER.pack(kind, bits) + bytes(used)).ljust(pages * page_bytes, b"\0")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Final
@@ -68,6 +69,9 @@ class _Loader:
     drafts: dict[int, tuple[Draft, list[int]]] = field(default_factory=dict)
     known_pages: bytearray | None = None  # the masks of a clean store
     known_clusters: bytes | None = None
+    copies: dict[int, tuple[int, int, bytes]] = field(default_factory=dict)  # by their page
+    unsound: dict[int, bool] = field(default_factory=dict)  # whether it claims to be a root
+    torn: tuple[int, bytes] | None = None  # a page, and what it should be
     dropped: list[int] = field(default_factory=list)  # roots of half-made or half-deleted ones
     kept: list[tuple[int, int, bool]] = field(default_factory=list)  # snapshot, clone, removal
 
@@ -95,13 +99,41 @@ class _Loader:
             page = layout.unpack_page(data)
             if page is not None:
                 self.pages[number] = page
+            elif self.known_pages is None:
+                self._note_unsound(number, data)
         if self.known_pages is None:
+            self._mend_torn()
             _log.warning("an lvol store was not closed properly: its used maps are made anew")
             self.roots = [
                 number
                 for number, page in self.pages.items()
                 if page.sequence == 0 and page.blob_id == layout.ID_BIT | number
             ]
+
+    def _note_unsound(self, number: int, data: memoryview) -> None:
+        copy = layout.unpack_copy(data)
+        if copy is not None:
+            self.copies[number] = copy
+            return
+        blob_id, sequence = struct.unpack_from("<QI", data)
+        self.unsound[number] = (blob_id, sequence) == (layout.ID_BIT | number, 0)
+
+    def _mend_torn(self) -> None:
+        """The last page that was overwritten in place may be torn; its copy says what it is.
+
+        Raises: StoreError for another root page that is not sound: its volume would be lost.
+        """
+        if self.copies:
+            _, target, image = max(self.copies.values())
+            if target in self.unsound:
+                self.torn = target, image
+                del self.unsound[target]
+                page = layout.unpack_page(image)
+                if page is not None:
+                    self.pages[target] = page
+        lost = [number for number, is_root in self.unsound.items() if is_root]
+        if lost:
+            raise damaged(f"the checksum of blob {lost[0]}'s first page is wrong")
 
     async def _mask(self, kind: int, start: int, length: int, bits: int) -> bytes:
         needed = layout.mask_pages(bits, self.sb.page_bytes) * self.sb.page_bytes
@@ -351,6 +383,14 @@ class _Loader:
 
 async def _repair(metadata: Metadata, loader: _Loader) -> None:
     """All checks have passed: finish what was interrupted."""
+    metadata.copies |= loader.copies.keys()
+    metadata.copy_count = max((count for count, _, _ in loader.copies.values()), default=0)
+    if loader.torn is not None:
+        number, image = loader.torn
+        _log.warning("page %d of an lvol store was torn by a power cut: it is mended", number)
+        await metadata.begin_change()
+        await metadata.write_page(number, image)
+        await metadata.flush()
     for root in loader.dropped:
         _log.warning("page %d: a snapshot that was not finished is dropped", root)
         await metadata.begin_change()

@@ -85,6 +85,8 @@ class Metadata:
         self.clones: dict[int, list[int]] = {}  # of each snapshot that ever had one
         self.used_pages = bytearray(sb.md_len)  # a byte of 0 or 1 for each
         self.failure: DrivebayError | None = None
+        self.copies: set[int] = set()  # pages with copies of others, see layout.pack_copy
+        self.copy_count = 0
         self.free: FreeClusters = FreeMap(sb.total_clusters)
         for cluster in range(sb.metadata_clusters):
             self.free.used[cluster >> 3] |= 1 << (cluster & 7)
@@ -223,8 +225,22 @@ class Metadata:
         """Write one metadata page. Raises: DrivebayError."""
         await self._write(self.sb.page_offset(number), data.ljust(self.sb.page_bytes, b"\0"))
 
+    async def _copy_page(self, number: int, image: bytes) -> None:
+        """Before a page is overwritten in place: a copy of what it will be, if blocks can tear.
+
+        The flush before the overwriting makes it stable. Without a free page there is none.
+        """
+        place = self.used_pages.rfind(0)
+        if self.device.block_size >= layout.PAGE or place <= 0:
+            return
+        self.copy_count += 1
+        self.copies.add(place)
+        await self.write_page(place, layout.pack_copy(image, number, self.copy_count))
+
     async def zero_page(self, number: int) -> None:
         """Take a root page off the disk, for good. Raises: DrivebayError."""
+        await self._copy_page(number, bytes(layout.PAGE))
+        await self.flush()
         await self.write_page(number, b"")
         await self.flush()
 
@@ -259,6 +275,7 @@ class Metadata:
         ]
         for number, image in zip(numbers[1:], images[1:], strict=True):
             await self.write_page(number, image)
+        await self._copy_page(blob.root, images[0])
         await self.flush()
         await self.write_page(blob.root, images[0])
         await self.flush()
@@ -316,6 +333,10 @@ class Metadata:
             for offset in range(0, len(data), WRITE_BYTES):
                 part = data[offset : offset + WRITE_BYTES]
                 await self._write(start * sb.page_bytes + offset, part)
+        for number in self.copies:
+            if not self.used_pages[number]:
+                await self.write_page(number, b"")
+        self.copies.clear()
         await self.flush()
         await self.write_super(replace(sb, clean=1))
 
