@@ -145,9 +145,9 @@ def test_the_client_prints_our_refusals(target: TargetProcess) -> None:
     assert (error["code"], error["message"]) == (-2, "No such file or directory")
     error = refused(target, "vhost_controller_set_coalescing", "vhost.0", "1", "1000")
     assert (error["code"], error["message"]) == (-32602, "No such device")
-    error = refused(target, "bdev_lvol_create_lvstore", "M0", "lvs")
+    error = refused(target, "bdev_rbd_create", "pool", "image", "512")
     assert (error["code"], error["message"]) == (-32601, "Method not found")
-    assert "logical volume store" in error["data"]["reason"]
+    assert "Ceph RBD" in error["data"]["reason"]
     long_name = "x" * 200
     spdk(target, "bdev_null_create", "N", "16", "512")
     error = refused(target, "vhost_create_blk_controller", long_name, "N")

@@ -25,7 +25,7 @@ spdk_config = pytest.importorskip("spdk.rpc.config")
 SAVED = (Path(__file__).parents[1] / "data" / "spdk_saved.json").read_text()
 WHOLE = (Path(__file__).parents[1] / "data" / "spdk_save_config.json").read_text()
 VOLUME = "f2101097-0021-4617-a8f1-4c2e4867b095"
-LVOL = {"method": "bdev_lvol_create", "params": {"lvol_name": "l", "size_in_mib": 1}}
+RBD = {"method": "bdev_rbd_create", "params": {"pool_name": "p", "rbd_name": "r"}}
 
 
 @pytest.fixture
@@ -109,13 +109,13 @@ def test_spdks_client_loads_spdks_file(folder: Path) -> None:
 def test_a_part_that_is_lacking_ends_the_start_with_its_name(folder: Path) -> None:
     config = spdks(folder)
     next(part for part in config["subsystems"] if part["subsystem"] == "bdev")["config"].insert(
-        1, LVOL
+        1, RBD
     )
     command = [sys.executable, "-m", "drivebay", "vhost", "-S", str(folder), "-m", "0x1"]
     command += ["-r", str(folder / "rpc.sock"), "-c", write(folder, config)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
-    for part in ("entry 2", "'bdev'", "bdev_lvol_create", "logical volume store"):
+    for part in ("entry 2", "'bdev'", "bdev_rbd_create", "Ceph RBD"):
         assert part in done.stderr
     assert "--json-ignore-init-errors" in done.stderr
     left = {path.name for path in folder.iterdir()}
@@ -125,16 +125,16 @@ def test_a_part_that_is_lacking_ends_the_start_with_its_name(folder: Path) -> No
 def test_ignoring_errors_goes_on_without_it_and_autosave_keeps_it(folder: Path) -> None:
     config = spdks(folder)
     next(part for part in config["subsystems"] if part["subsystem"] == "bdev")["config"].insert(
-        1, LVOL
+        1, RBD
     )
     file = write(folder, config)
     target = TargetProcess(folder, "-c", file, "--json-ignore-init-errors", "--autosave")
     try:
         assert len(target.rpc("vhost_get_controllers")) == 3
-        assert "logical volume store" in target.log()
+        assert "Ceph RBD" in target.log()
         target.rpc("bdev_null_create", name="N", num_blocks=8, block_size=512)
         kept = calls(json.loads(Path(file).read_text()))
-        assert (LVOL["method"], LVOL["params"]) in kept
+        assert (RBD["method"], RBD["params"]) in kept
         assert "N" in [params.get("name") for _, params in kept]
     finally:
         assert target.stop() == 0

@@ -139,6 +139,8 @@ SHOWN: Final = (
             "copy",
             "get_zone_info",
             "zone_management",
+            "seek_hole",
+            "seek_data",
         )
     ),
     Rule(f"{_TYPES}/unmap", "space comes back: files get holes", False, True),
@@ -356,7 +358,6 @@ PENDING: Final = (
     *(
         Rule(where, _BUILT)
         for name in (
-            "bdev_lvol_*",
             "bdev_set_qos_limit",
             "bdev_*_histogram*",
             "bdev_set_qd_sampling_period",
@@ -365,8 +366,7 @@ PENDING: Final = (
     ),
     Rule("bdev_get_bdevs:result/*/assigned_rate_limits/*", _BUILT),
     Rule("bdev_get_iostat:result/bdevs/M0/*", _BUILT),
-    Rule("bdev_get_bdevs:*", _BUILT, only=(299, 300, 305, 311, 314, 500, 510, 557)),
-    Rule("vhost_*:*", _BUILT, only=(381, 383, 390, 549, 562)),
+    Rule("bdev_get_bdevs:*", _BUILT, only=(500, 510, 557)),
     Rule("framework_get_config:*", _BUILT, only=(28, 453, 454)),
     Rule("CLI *:*", _BUILT, only=(459, 518, 554, 559, 560, 564)),
 )

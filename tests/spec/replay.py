@@ -26,7 +26,7 @@ from tests.spec.recording import Difference, Translation, compare, compare_answe
 MIB: Final = 1 << 20
 SPDK_RPC: Final = Path(sys.executable).with_name("spdk-rpc")
 PATIENCE_S: Final = 60
-IMAGES: Final = ("aio0.img", "uring0.img", "uring1.img", "aio_lvs.img")
+IMAGES: Final = {"aio0.img": 64, "uring0.img": 64, "uring1.img": 64, "aio_lvs.img": 256}  # MiB
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,14 @@ class Run:
     first: int
     last: int
     options: tuple[str, ...] = ()
+    blank: tuple[str, ...] = ()  # images that hold nothing at its start
 
 
 RUNS: Final = (
     Run(0, 507, ("--wait-for-rpc",)),
     Run(508, 518, ("--wait-for-rpc",)),
     Run(519, 523),
-    Run(524, 558),
+    Run(524, 558, blank=("aio_lvs.img",)),
     Run(559, 564, ("--wait-for-rpc",)),
     Run(565, 573),
     Run(574, 583),
@@ -129,15 +130,21 @@ def folder_of_runs() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="drivebay-") as name:
         folder = Path(name)
         for file in IMAGES:
-            with (folder / file).open("wb") as image:
-                image.truncate(64 * MIB)
+            make_blank(folder / file)
         (folder / "plainfile").touch()
         (folder / "scratch").mkdir()
         yield folder
 
 
+def make_blank(image: Path) -> None:
+    with image.open("wb") as file:
+        file.truncate(IMAGES[image.name] * MIB)
+
+
 def replay(run: Run, calls: list[dict[str, Any]], folder: Path) -> dict[int, list[Difference]]:
     """Every call of a run, and what differs."""
+    for file in run.blank:
+        make_blank(folder / file)
     stage = Stage(folder, TargetProcess(folder, *run.options), Translation(str(folder)))
     try:
         return {

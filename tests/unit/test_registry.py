@@ -365,6 +365,8 @@ def test_shrinking_is_refused_while_somebody_uses_it() -> None:
             await registry.resize(bdev, 50)
         assert caught.value.errno == errno.EBUSY
         assert bdev.num_blocks == 100
+        await registry.resize(bdev, 70, force=True)
+        assert bdev.num_blocks == 70
         await registry.close_channel(channel)
         await registry.resize(bdev, 50)
         assert bdev.num_blocks == 50

@@ -81,7 +81,7 @@ def test_a_failing_entry_is_named_with_its_reason() -> None:
 @pytest.mark.parametrize(
     ("method", "part"),
     [
-        ("bdev_lvol_create", "logical volume store"),
+        ("bdev_rbd_create", "Ceph RBD"),
         ("bdev_nvme_attach_controller", "NVMe"),
         ("vhost_create_scsi_controller", "vhost-scsi"),
         ("bdev_set_qos_limit", "QoS"),
@@ -95,7 +95,7 @@ def test_a_part_that_is_lacking_is_named(method: str, part: str) -> None:
 
 def test_ignoring_errors_goes_on_and_forgets_nothing() -> None:
     dispatcher = FakeDispatcher()
-    failing = [entry("bdev_lvol_create"), entry("create", {"name": "bad"}, 2)]
+    failing = [entry("bdev_rbd_create"), entry("create", {"name": "bad"}, 2)]
     replay(dispatcher, [*failing, entry("create", {"name": "good"}, 3)], ignore=True)
     assert dispatcher.calls[-1] == ("create", {"name": "good"}, RUNTIME)
     assert dispatcher.target.unloaded == failing

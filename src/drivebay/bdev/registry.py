@@ -402,15 +402,16 @@ class BdevRegistry:
             del self._held[entry.bdev]
             _call(entry.on_closed)
 
-    async def resize(self, bdev: Bdev, num_blocks: int) -> None:
+    async def resize(self, bdev: Bdev, num_blocks: int, *, force: bool = False) -> None:
         """Set a new size and tell the users.
 
-        Raises: InUse for a shrink while a channel is open, UsageError for no blocks.
+        Raises: InUse for a shrink while a channel is open, without ``force``; UsageError for no
+        blocks.
         """
         entry = self._entry_of(bdev)
         if num_blocks <= 0:
             raise UsageError(f"bdev '{bdev.name}' can't have {num_blocks} blocks")
-        if num_blocks < bdev.num_blocks and entry.channels.in_use:
+        if num_blocks < bdev.num_blocks and entry.channels.in_use and not force:
             raise InUse(
                 f"bdev '{bdev.name}' is in use and can't shrink from {bdev.num_blocks} "
                 f"to {num_blocks} blocks",

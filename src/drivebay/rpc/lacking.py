@@ -11,7 +11,6 @@ __all__ = ["lacking_part"]
 
 # Beginnings of SPDK's methods for parts that this version lacks.
 _LACKING: Final = {
-    "bdev_lvol_": "the logical volume store",
     "bdev_nvme_": "the NVMe driver",
     "bdev_virtio_": "the virtio initiator",
     "bdev_rbd_": "Ceph RBD",

@@ -13,6 +13,8 @@ from drivebay.rpc import (
     methods_filter,
     methods_framework,
     methods_log,
+    methods_lvol,
+    methods_lvstore,
     methods_memory,
     methods_python,
     methods_raid,
@@ -39,6 +41,8 @@ _FILES = (
     methods_split,
     methods_error,
     methods_raid,
+    methods_lvstore,
+    methods_lvol,
     methods_vhost,
     methods_diagnostics,
 )

@@ -45,7 +45,7 @@ def describe(target: Target, bdev: Bdev) -> dict[str, Any]:
     uuid = str(bdev.uuid)
     shown: dict[str, Any] = {
         "name": bdev.name,
-        "aliases": [uuid, *(alias for alias in bdev.aliases if alias != uuid)],
+        "aliases": [name for name in dict.fromkeys((uuid, *bdev.aliases)) if name != bdev.name],
         "product_name": bdev.product_name,
         "block_size": bdev.block_size,
         "num_blocks": bdev.num_blocks,

@@ -202,6 +202,7 @@ class Method:
     waits: bool  # may wait long, and ends when its client hangs up
     changes: bool  # what save_config shows may differ afterwards
     takes_nothing: str  # the refusal of any parameter at all
+    takes_object: bool = False  # an object must be there, if only an empty one
 
     def read_params(self, given: dict[str, Any] | list[Any] | None) -> dict[str, Any]:
         """Check what a client gave. Raises: RpcError in this method's style."""
@@ -209,6 +210,8 @@ class Method:
             if given is not None:
                 raise RpcError(INVALID_PARAMS, self.takes_nothing)
             return {}
+        if given is None and self.takes_object:
+            raise self._refuse(None, None, "expected an object")
         if isinstance(given, list | DuplicateKeys):
             shape = "an array" if isinstance(given, list) else "an object with a member twice"
             raise self._refuse(None, shape, "expected an object, each member once")
@@ -255,6 +258,7 @@ def method(
     waits: bool = False,
     changes: bool = False,
     takes_nothing: str = "",
+    takes_object: bool = False,
 ) -> Callable[[Handler], Handler]:
     """Declare the method that the decorated function answers; its docstring documents it."""
 
@@ -270,6 +274,7 @@ def method(
             waits=waits,
             changes=changes,
             takes_nothing=takes_nothing or f"{name} requires no parameters",
+            takes_object=takes_object,
         )
         return handler
 

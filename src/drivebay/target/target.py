@@ -21,6 +21,7 @@ from typing import Any
 
 from drivebay.bdev.base import Bdev
 from drivebay.bdev.keyring import Keyring
+from drivebay.bdev.lvol.shallow_copy import ShallowCopies
 from drivebay.bdev.raid.arrays import Arrays
 from drivebay.bdev.registry import BdevRegistry
 from drivebay.bdev.wishes import Wishes
@@ -31,6 +32,7 @@ from drivebay.target.budget import MemoryBudget
 from drivebay.target.notifications import Notifications
 from drivebay.target.options import Options
 from drivebay.target.settings import Settings
+from drivebay.target.stores import TargetStores
 from drivebay.target.watchdog import Watchdog
 from drivebay.vhost.controllers import Controllers
 
@@ -62,6 +64,8 @@ class Target:
         self.keyring = Keyring()
         self.unloaded: list[Any] = []  # entries of the configuration that failed to load
         self.reactors: list[Reactor] = []
+        self.stores = TargetStores(self.registry, self._first_reactor)
+        self.copies = ShallowCopies(self.registry, self._first_reactor)
         self.rpc_methods: Mapping[str, Any] = {}  # what its RPC server answers
         self._kept: dict[str, tuple[Bdev, dict[str, int]]] = {}
         self._running = asyncio.Event()
@@ -110,6 +114,10 @@ class Target:
 
         await examine_gpt(self.registry, self.reactors[0], bdev)
 
+    def _first_reactor(self) -> Reactor:
+        """It owns the stores of logical volumes, and control's own I/O goes through it."""
+        return self.reactors[0]
+
     def start_runtime(self) -> None:
         """Leave the startup state. Raises: StateError when it was left before."""
         if self.state != "startup":
@@ -142,6 +150,7 @@ class Target:
         """
         drained = not hasattr(self, "controllers") or await self.controllers.close(END_PATIENCE_S)
         if drained:
+            await self.stores.close()
             await self.registry.close()
         else:
             _log.error(

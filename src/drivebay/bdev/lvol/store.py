@@ -321,15 +321,18 @@ class Store:
                 for first, count in runs:
                     self.space.free.mark_zeroed(first, count)
 
-    async def resize(self, volume: Volume, size: int) -> None:
-        """Give it another size, rounded up to clusters. Raises: DrivebayError."""
+    async def resize(self, volume: Volume, size: int, *, force: bool = False) -> None:
+        """Give it another size, rounded up to clusters. Raises: DrivebayError.
+
+        One that is in use shrinks only by ``force``.
+        """
         count = volumes.check_resize(self.metadata, volume.blob, size)
         blocks = count * self.cluster_bytes // self.block_size
         bdev = volume.bdev
         if count < volume.table.num_clusters and bdev is not None:
             old = bdev.num_blocks
             await self._presence.settle(volume)
-            await self.registry.resize(bdev, blocks)
+            await self.registry.resize(bdev, blocks, force=force)
             try:
                 async with self._change(volume, quiet=[volume]):
                     dead = await volumes.resize(self.metadata, volume.blob, size)

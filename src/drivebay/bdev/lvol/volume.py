@@ -134,4 +134,6 @@ class Volume:
         if self.is_esnap_clone:
             external_id = self.blob.external_id or b""
             found["external_snapshot_name"] = external_id.rstrip(b"\0").decode(errors="replace")
+        if self.store.free_clusters == 0:
+            found["lvol_store_full"] = True
         return found
