@@ -74,9 +74,13 @@ cdef void clear(uint8_t* start, uint64_t length) noexcept nogil:
 
 
 cdef bint clear_piece(io_t* io) noexcept nogil:
-    """Clear the next piece. Returns: is all done?"""
-    cdef uint64_t length = min(<uint64_t>PIECE_BYTES, io.length - io.done)
-    clear(<uint8_t*>io.engine + io.done, length)
+    """Clear the next piece, at most a huge page. Returns: is all done?
+
+    One that is given back in two parts comes back as small pages, and those are slow.
+    """
+    cdef uint64_t at = io.engine + io.done
+    cdef uint64_t length = min(HUGE_BYTES - (at & (HUGE_BYTES - 1)), io.length - io.done)
+    clear(<uint8_t*>at, length)
     io.done += length
     return io.done == io.length
 
