@@ -84,7 +84,6 @@ def test_a_failing_entry_is_named_with_its_reason() -> None:
         ("bdev_rbd_create", "Ceph RBD"),
         ("bdev_nvme_attach_controller", "NVMe"),
         ("vhost_create_scsi_controller", "vhost-scsi"),
-        ("bdev_set_qos_limit", "QoS"),
         ("no_such_thing", "no such method"),
     ],
 )

@@ -14,6 +14,8 @@ A fan-out (bdev/fanout) sends children. Context: reactor, unless said otherwise.
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from drivebay.bdev.histogram cimport Histogram, histogram_t
+from drivebay.bdev.qos cimport budget_t, throttle_t
 from drivebay.reactor.io cimport (
     FRAME_DONE, FRAME_TAKEN, IO_FLUSH, IO_FUA, IO_MAY_UNMAP, IO_OPERATIONS, IO_READ, IO_UNMAP,
     IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE, SUBMIT_PENDING, SUBMIT_QUEUED, io_complete, io_list_t,
@@ -49,6 +51,7 @@ cdef enum:
     CHANNEL_GATED = 1       # new I/O is held
     CHANNEL_REMOVED = 2     # new I/O fails
     CHANNEL_CLOSING = 4     # the module lets go of it when nothing is in flight
+    CHANNEL_LIMITED = 8     # what is read and written passes the throttle
 
 cdef struct channel_t:
     int (*submit)(channel_t* channel, io_t* io) noexcept nogil
@@ -64,6 +67,8 @@ cdef struct channel_t:
     io_list_t held          # those held back
     bounce_t* bounces       # free bounce buffers
     io_list_t unbounced     # those waiting for one
+    histogram_t* histogram  # NULL: nobody wants one
+    throttle_t* throttle    # NULL: there was no limit yet
     op_stats_t stats[IO_OPERATIONS]
 
 cdef struct bounce_t:
@@ -105,6 +110,14 @@ cdef class Bdev:
     cdef readonly list bases        # what it stands on; None where one is missing
     cdef set channels
     cdef dict closed_stats
+    cdef readonly object rates      # limits a second, or None
+    cdef budget_t* budget
+    cdef list limited_cores         # of channels that share it
+    cdef readonly object layout     # of histograms, or None
+    cdef public dict histogram_settings     # what to save of them
+    cdef public object sampler      # of its queue depth, or None
+    cdef Histogram closed_histogram
+    cdef int share_of(self, int core) except -1
     cdef int stand_on(self, list bases, int own_frames=*, bint by_children=*) except -1
 
 cdef class Channel:
@@ -113,5 +126,6 @@ cdef class Channel:
     cdef readonly Reactor reactor
     cdef bint active
     cdef void* bounce_memory
+    cdef Histogram histogram
     cdef int allocate_bounces(self) except -1
     cdef Answer ask(self, void (*act)(message_t*, void*) noexcept nogil)

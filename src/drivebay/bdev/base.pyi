@@ -2,8 +2,12 @@ from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
 
+from drivebay.bdev.histogram import Histogram, Layout
+from drivebay.bdev.sampling import Sampler
 from drivebay.reactor.mailbox import Answer
 from drivebay.reactor.reactor import Reactor
+
+OPERATIONS: tuple[str, ...]
 
 class OpStats(NamedTuple):
     ops: int
@@ -40,6 +44,12 @@ class Channel:
 
     def close(self) -> Answer:
         """Take it off its reactor; answered when that has let go of it."""
+
+    def limit(self, rates: tuple[int, int, int, int]) -> Answer:
+        """Set the limits of Bdev.limit() here; answered when they hold."""
+
+    def count_times(self, layout: Layout | None) -> Answer:
+        """Begin a histogram, or end it; answered when the reactor has let go of the old one."""
 
     def stats(self) -> dict[str, OpStats]:
         """By operation: read, write, flush, unmap, write_zeroes."""
@@ -88,6 +98,23 @@ class Bdev:
 
     def close(self) -> None:
         """Give everything back. Blocking. After all channels are closed."""
+
+    rates: tuple[int, int, int, int] | None
+    layout: Layout | None
+    histogram_settings: dict[str, Any] | None
+    sampler: Sampler | None
+    queue_depth: int  # in its module, or waiting for its limits
+
+    def limit(self, rates: tuple[int, int, int, int]) -> list[Answer]:
+        """Have it do at most so many reads and writes a second, and so many bytes of both, of
+        reads and of writes; 0: no limit. Returns: the answers of its reactors.
+        """
+
+    def count_times(self, layout: Layout | None) -> list[Answer]:
+        """Begin to count how long requests take, in histograms; None: no more."""
+
+    def times(self) -> Histogram:
+        """The sum of its channels' histograms, closed ones included. Raises: HostError."""
 
     def iostat(self) -> dict[str, OpStats]:
         """Sums over all channels, closed ones included."""

@@ -6,15 +6,19 @@ remove() are how control quiesces a bdev: each is answered when nothing of it is
 in flight on that reactor any more.
 """
 
-from libc.errno cimport ENOMEM
-from libc.stdint cimport uint64_t
+from libc.errno cimport EFAULT, ENOMEM
+from libc.stdint cimport uint32_t, uint64_t
+from libc.stdlib cimport calloc, free
 from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
 )
 
 from drivebay.bdev.bounce cimport BOUNCE_BYTES, BOUNCE_COUNT
-from drivebay.bdev.entry cimport channel_release_held
-from drivebay.memory.platform cimport load_relaxed_u64, store_relaxed_u64
+from drivebay.bdev.entry cimport (
+    channel_let_pass, channel_limits_changed, channel_release_held)
+from drivebay.bdev.qos cimport QOS_SHARES, qos_set
+from drivebay.memory.platform cimport (
+    load_relaxed_u32, load_relaxed_u64, store_release_u32, store_relaxed_u64)
 from drivebay.reactor.mailbox cimport Answer, answered, message_answer, message_t
 from drivebay.reactor.io cimport IO_FRAMES
 from drivebay.reactor.reactor cimport Reactor, reactor_t
@@ -109,6 +113,21 @@ cdef void act_close(message_t* message, void* reactor) noexcept nogil:
     answer_when_drained(message)
 
 
+cdef void act_limit(message_t* message, void* reactor) noexcept nogil:
+    """argument: the limits a second."""
+    cdef channel_t* channel = channel_of(message)
+    channel.flags &= ~<unsigned int>CHANNEL_LIMITED
+    if qos_set(channel.throttle, message.argument, (<reactor_t*>reactor).ticks_a_second):
+        channel.flags |= CHANNEL_LIMITED
+    channel_limits_changed(channel)
+    message_answer(message, 0)
+
+
+cdef void act_histogram(message_t* message, void* reactor) noexcept nogil:
+    channel_of(message).histogram = <histogram_t*>message.argument[0]
+    message_answer(message, 0)
+
+
 # --- control -------------------------------------------------------------------------------
 
 cdef class Channel:
@@ -143,6 +162,7 @@ cdef class Channel:
     def __dealloc__(self):
         if self.bounce_memory != NULL:
             munmap(self.bounce_memory, BOUNCE_COUNT * (BOUNCE_BYTES + sizeof(bounce_t)))
+        free(self.raw.throttle)
 
     cdef Answer ask(self, void (*act)(message_t*, void*) noexcept nogil):
         if not self.active:
@@ -152,7 +172,32 @@ cdef class Channel:
     def activate(self):
         self.active = True
         self.bdev.channels.add(self)
-        return self.ask(act_activate)
+        answer = self.ask(act_activate)
+        if self.bdev.rates is not None:
+            self.limit(self.bdev.rates)
+        if self.bdev.layout is not None:
+            self.count_times(self.bdev.layout)
+        return answer
+
+    def limit(self, rates):
+        if self.raw.throttle == NULL:
+            share = self.bdev.share_of(self.reactor.core)
+            self.raw.throttle = <throttle_t*>calloc(1, sizeof(throttle_t))
+            if self.raw.throttle == NULL:
+                raise MemoryError(f"no memory for the limits of bdev '{self.bdev.name}'")
+            self.raw.throttle.budget = self.bdev.budget
+            self.raw.throttle.share = &self.bdev.budget.shares[share]
+            self.raw.throttle.timer.fn = channel_let_pass
+            self.raw.throttle.timer.context = &self.raw
+        ios, moved, read, written = rates
+        return self.reactor.ask(act_limit, &self.raw, self, ios, moved, read, written)
+
+    def count_times(self, layout):
+        before = self.histogram
+        self.histogram = None if layout is None else Histogram(layout)
+        return self.reactor.ask(
+            act_histogram, &self.raw, (self, before, self.histogram),
+            0 if layout is None else <uint64_t>&self.histogram.raw)
 
     def gate(self):
         return self.ask(act_gate)
@@ -170,6 +215,8 @@ cdef class Channel:
         answer = self.ask(act_close)
         self.bdev.channels.discard(self)
         self.bdev.keep_stats(self.stats())
+        if self.histogram is not None:
+            self.bdev.closed_histogram.add(self.histogram)
         return answer
 
     def stats(self):
@@ -220,6 +267,9 @@ cdef class Bdev:
         self.raw.block_size = block_size
         self.raw.size = num_blocks * block_size
         self.raw.frames = LEAF_FRAMES
+
+    def __dealloc__(self):
+        free(self.budget)
 
     cdef int stand_on(self, list bases, int own_frames=0, bint by_children=False) except -1:
         """Take the bases, and from them what an I/O needs and promises. Once, in __init__.
@@ -294,6 +344,53 @@ cdef class Bdev:
         """A channel that closes leaves its figures here."""
         for name in OPERATIONS:
             self.closed_stats[name] = self.closed_stats[name].plus(stats[name])
+
+    cdef int share_of(self, int core) except -1:
+        """Which share of the limits a reactor has; with very many, two have the same."""
+        if self.budget == NULL:
+            self.budget = <budget_t*>calloc(1, sizeof(budget_t))
+            if self.budget == NULL:
+                raise MemoryError(f"no memory for the limits of bdev '{self.name}'")
+            for share in range(QOS_SHARES):
+                self.budget.shares[share].first[0] = NEVER
+                self.budget.shares[share].first[1] = NEVER
+            self.limited_cores = []
+        if core not in self.limited_cores:
+            self.limited_cores.append(core)
+            store_release_u32(&self.budget.share_count,
+                              <uint32_t>min(len(self.limited_cores), QOS_SHARES))
+        return self.limited_cores.index(core) % QOS_SHARES
+
+    def limit(self, rates):
+        self.rates = tuple(rates) if any(rates) else None
+        return [channel.limit(rates) for channel in self.channels]
+
+    def count_times(self, layout):
+        self.layout = layout
+        self.closed_histogram = None if layout is None else Histogram(layout)
+        return [channel.count_times(layout) for channel in self.channels]
+
+    def times(self):
+        cdef Channel channel
+        if self.layout is None:
+            raise HostError(f"the times of bdev '{self.name}' are not counted", EFAULT,
+                            hint="begin with bdev_enable_histogram")
+        total = Histogram(self.layout)
+        total.add(self.closed_histogram)
+        for channel in self.channels:
+            total.add(channel.histogram)
+        return total
+
+    @property
+    def queue_depth(self):
+        cdef Channel channel
+        depth = 0
+        for channel in self.channels:
+            depth += load_relaxed_u32(&channel.raw.inflight)
+            if channel.raw.throttle != NULL:
+                depth += load_relaxed_u32(&channel.raw.throttle.held[0])
+                depth += load_relaxed_u32(&channel.raw.throttle.held[1])
+        return depth
 
     def iostat(self):
         totals = dict(self.closed_stats)

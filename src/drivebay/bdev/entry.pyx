@@ -1,5 +1,5 @@
 """What every I/O passes on its way to a module, in this order: range and
-capability, the quiesce gate, alignment of its buffers, statistics.
+capability, the quiesce gate, limits, alignment of its buffers, statistics.
 
 Each is one flag test while it is not needed. Context: reactor; never waits.
 """
@@ -8,13 +8,21 @@ from libc.errno cimport EINVAL, ENODEV, EOPNOTSUPP, ERANGE, EROFS
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from drivebay.bdev.base cimport (
-    BDEV_FUA, BDEV_VOLATILE_CACHE, CHANNEL_REMOVED, FRAME_DONE, FRAME_TAKEN, IO_FLUSH, IO_FUA,
-    IO_READ, IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE, SUBMIT_QUEUED, bdev_t, channel_settle,
-    channel_t, io_complete, io_push, io_t, op_stats_t,
+    BDEV_FUA, BDEV_VOLATILE_CACHE, CHANNEL_GATED, CHANNEL_LIMITED, CHANNEL_REMOVED, FRAME_DONE,
+    FRAME_TAKEN, IO_FLUSH, IO_FUA, IO_READ, IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE, SUBMIT_QUEUED,
+    bdev_t, channel_settle, channel_t, io_complete, io_push, io_t, op_stats_t,
 )
 from drivebay.bdev.bounce cimport bounce_submit
+from drivebay.bdev.histogram cimport histogram_count
+from drivebay.bdev.qos cimport (
+    qos_due, qos_hold, qos_may_pass, qos_next, qos_oldest, qos_waits, throttle_t)
 from drivebay.memory.platform cimport load_relaxed_u64
 from drivebay.reactor.io cimport io_list_append
+from drivebay.reactor.reactor cimport reactor_timer_cancel, reactor_timer_set
+from drivebay.reactor.timer cimport timer_t
+
+cdef enum:
+    PASSING_MOST = 64       # of those that a limit held back, in one turn
 
 
 cdef inline int check(const bdev_t* bdev, const io_t* io) noexcept nogil:
@@ -57,6 +65,8 @@ cdef inline void account(channel_t* channel, const io_t* io, uint64_t started) n
         stats.max_ticks = ticks
     if ticks < stats.min_ticks:
         stats.min_ticks = ticks
+    if channel.histogram != NULL:
+        histogram_count(channel.histogram, io.operation, ticks)
 
 
 cdef inline bint wants_flush(const channel_t* channel, const io_t* io) noexcept nogil:
@@ -91,16 +101,15 @@ cdef int flush_too(channel_t* channel, io_t* io) noexcept nogil:
     cdef int how
     io_push(io, flushed, channel, operation)
     io.operation = IO_FLUSH
-    how = module_submit(channel, io)
+    how = module_submit(channel, io, channel.reactor.now)
     if how == SUBMIT_DONE:
         io.frame_count -= 1
         io.operation = operation
     return how
 
 
-cdef int module_submit(channel_t* channel, io_t* io) noexcept nogil:
+cdef int module_submit(channel_t* channel, io_t* io, uint64_t started) noexcept nogil:
     """Straight to the module, or in pieces through a bounce buffer: it counts as one I/O."""
-    cdef uint64_t started = channel.reactor.now
     cdef int how
     io.channel = channel
     io.done = 0
@@ -136,14 +145,83 @@ cdef int bdev_submit(channel_t* channel, io_t* io) noexcept nogil:
             io.status = -ENODEV
             return SUBMIT_DONE
         io.channel = channel
-        return hold(channel, io)
-    return module_submit(channel, io)
+        if channel.flags & CHANNEL_GATED:
+            return hold(channel, io)
+        return submit_limited(channel, io)
+    return module_submit(channel, io, channel.reactor.now)
+
+
+# --- limits --------------------------------------------------------------------------------
+
+cdef int submit_limited(channel_t* channel, io_t* io) noexcept nogil:
+    """Reads and writes wait for the limits; the wait is part of their latency here."""
+    cdef throttle_t* throttle = channel.throttle
+    cdef uint64_t now = channel.reactor.now, due
+    if io.operation != IO_READ and io.operation != IO_WRITE or qos_may_pass(throttle, io, now):
+        return module_submit(channel, io, now)
+    io.engine = now
+    qos_hold(throttle, io)
+    due = qos_due(throttle, now)
+    if not throttle.timer.pending or due < throttle.timer.deadline:
+        reactor_timer_set(channel.reactor, &throttle.timer, due)
+    return SUBMIT_QUEUED
+
+
+cdef void send_held(channel_t* channel, io_t* io) noexcept nogil:
+    """The bdev may have another size than when it came."""
+    io.status = check(channel.bdev, io)
+    if io.status < 0:
+        channel.stats[io.operation].errors += 1
+    elif module_submit(channel, io, io.engine) != SUBMIT_DONE:
+        return
+    io_complete(io)
+
+
+cdef void channel_let_pass(timer_t* timer, void* context) noexcept nogil:
+    """Send those whose turn it is. Bound: PASSING_MOST, the others in the next turn."""
+    cdef channel_t* channel = <channel_t*>context
+    cdef throttle_t* throttle = channel.throttle
+    cdef uint64_t now = channel.reactor.now
+    cdef io_t* io
+    cdef int sent = 0
+    if channel.flags & CHANNEL_GATED:
+        return
+    while sent < PASSING_MOST:
+        io = qos_next(throttle, now)
+        if io == NULL:
+            break
+        send_held(channel, io)
+        sent += 1
+    if qos_waits(throttle):
+        reactor_timer_set(channel.reactor, timer,
+                          now if sent == PASSING_MOST else qos_due(throttle, now))
+
+
+cdef void channel_limits_changed(channel_t* channel) noexcept nogil:
+    """What waits goes on by the limits that there are now, or ends when the bdev is removed."""
+    cdef throttle_t* throttle = channel.throttle
+    cdef io_t* io
+    if throttle == NULL or channel.flags & CHANNEL_GATED:
+        return
+    if channel.flags & CHANNEL_LIMITED and not channel.flags & CHANNEL_REMOVED:
+        channel_let_pass(&throttle.timer, channel)
+        return
+    reactor_timer_cancel(channel.reactor, &throttle.timer)
+    while qos_waits(throttle):
+        io = qos_oldest(throttle)
+        if channel.flags & CHANNEL_REMOVED:
+            io.status = -ENODEV
+            io_complete(io)
+        else:
+            send_held(channel, io)
 
 
 cdef void channel_release_held(channel_t* channel) noexcept nogil:
     """Send what the gate held back on its way, or to its end when removed."""
-    cdef io_t* io = channel.held.first
+    cdef io_t* io
     cdef io_t* following
+    channel_limits_changed(channel)     # what waits there came before
+    io = channel.held.first
     channel.held.first = NULL
     while io != NULL:
         following = io.link

@@ -55,6 +55,7 @@ cdef bint send(fan_t* fan) noexcept nogil:
         child.block = NULL
         child.io.operation = fan.parent.operation
         child.io.flags = fan.parent.flags
+        child.io.flow = fan.parent.flow
         child.io.frame_count = 0
         child.io.iov_count = 0
         base = fan.ops.next_child(fanout.channel, fan, child)

@@ -25,6 +25,7 @@ __all__ = [
     "print_json",
     "print_table",
     "print_warning",
+    "table_lines",
 ]
 
 DONE = 0
@@ -77,16 +78,22 @@ def print_json(value: Any) -> None:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print rows in columns as wide as their widest cell; numbers stand on the right."""
+    """Print rows in columns."""
+    print("\n".join(table_lines(header, rows)))
+
+
+def table_lines(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """Rows in columns as wide as their widest cell; numbers stand on the right."""
     lines = [list(header), *([str(cell) for cell in row] for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     numeric = [
         bool(rows) and all(isinstance(row[column], int | float) for row in rows)
         for column in range(len(header))
     ]
-    for line in lines:
-        cells = [
+    return [
+        "  ".join(
             cell.rjust(width) if right else cell.ljust(width)
             for cell, width, right in zip(line, widths, numeric, strict=True)
-        ]
-        print("  ".join(cells).rstrip())
+        ).rstrip()
+        for line in lines
+    ]

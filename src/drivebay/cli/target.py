@@ -1,4 +1,4 @@
-"""`drivebay target run|start|stop|status`: the life of a target process.
+"""`drivebay target run|start|stop|status|top`: the life of a target process.
 
 Context: a short-lived process, except for `run`, which is `drivebay vhost`.
 A running target is asked over its RPC socket; what the kernel knows of the
@@ -40,6 +40,10 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["start"]:
         return _start(arguments[1:])
     found = build_parser().parse_args(arguments)
+    if found.subcommand == "top":
+        from drivebay.cli import top
+
+        return top.run(found)
     return _stop(found) if found.subcommand == "stop" else _status(found)
 
 
@@ -58,7 +62,9 @@ def build_parser() -> Parser:
         help="instead write all that a maintainer needs into one archive (tar.gz), even if the "
         "target does not answer",
     )
-    for command in (stop, status):
+    top = commands.add_parser("top", help="watch its disks, controllers and reactors")
+    top.add_argument("--once", action="store_true", help="show one second, and end")
+    for command in (stop, status, top):
         add_socket_option(command)
         add_json_option(command)
     return parser

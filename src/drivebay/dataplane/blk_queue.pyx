@@ -129,6 +129,9 @@ cdef void act_log(message_t* message, void* reactor) noexcept nogil:
     message_answer(message, 0)
 
 
+cdef uint32_t queues_made = 0       # each is a flow of its own to a limit
+
+
 # --- the Python door -----------------------------------------------------------------------
 
 class QueueCounters(NamedTuple):
@@ -206,6 +209,7 @@ cdef class BlkQueue(EventOwner):
         cdef slot_t* slot
         cdef char* base
         cdef char* scratch
+        global queues_made
         CHECK(sizeof(slot_t) <= SLOT_BYTES)
         self.memory_bytes = size * (SLOT_BYTES + sizeof(virtq_packed_desc) + 1) + sizeof(chain_t)
         self.memory = mmap(NULL, self.memory_bytes, PROT_READ | PROT_WRITE,
@@ -220,8 +224,10 @@ cdef class BlkQueue(EventOwner):
         self.raw.vq.busy = <uint8_t*>(self.raw.vq.walked + size)
         for i in range(size - 1, -1, -1):
             slot = <slot_t*>(base + i * SLOT_BYTES)
+            slot.io.flow = queues_made
             slot.next = self.raw.free
             self.raw.free = slot
+        queues_made += 1
         return 0
 
     def __dealloc__(self):

@@ -25,6 +25,7 @@ cdef extern from "drivebay/memory/platform.h" nogil:
     uint64_t fetch_or_u64(void* p, uint64_t v) noexcept
     bint compare_exchange_ptr(void* p, void* expected, void* desired) noexcept
     bint compare_exchange_u32(void* p, uint32_t expected, uint32_t desired) noexcept
+    bint compare_exchange_u64(void* p, uint64_t expected, uint64_t desired) noexcept
     void fence_seq_cst() noexcept
     void prefetch_read(const void* p) noexcept
     void prefetch_write(const void* p) noexcept

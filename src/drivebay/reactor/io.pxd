@@ -60,6 +60,7 @@ cdef struct io_t:
     uint8_t operation
     uint8_t flags
     uint8_t frame_count
+    uint32_t flow           # whose it is: queues share a limit fairly
     frame_t frames[IO_FRAMES]
 
 # Linked by io_t.link, oldest first; one that is empty has no first.

@@ -19,12 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from drivebay.bdev.limits import limits_of
 from drivebay.errors import HostError, UsageError
 from drivebay.rpc.jsonrpc import RpcError
 from drivebay.rpc.lacking import lacking_part
 from drivebay.rpc.schema import RUNTIME, STARTUP
 
 if TYPE_CHECKING:
+    from drivebay.bdev.base import Bdev
     from drivebay.rpc.dispatch import Dispatcher
     from drivebay.target.target import Target
 
@@ -60,23 +62,44 @@ def subsystem_config(target: Target, name: str) -> list[dict[str, Any]]:
     if name == "accel":
         calls += target.keyring.calls()
     elif name == "bdev":
-        for bdev in target.registry:
-            saved = bdev.save()
-            if saved is not None:
-                method, params = saved
-                calls.append(
-                    {"method": method, "params": {**params, **target.kept_parameters(bdev)}}
-                )
-        for wish in target.wishes:
-            method, params = wish.call()
-            calls.append({"method": method, "params": params})
-        for method, params in target.arrays.calls():
-            calls.append({"method": method, "params": params})
-        calls.append({"method": "bdev_wait_for_examine"})
+        calls += _bdev_calls(target)
     elif name == "vhost_blk":
         for controller in sorted(target.controllers, key=lambda controller: controller.name):
             calls += [{"method": method, "params": params} for method, params in controller.save()]
     return calls
+
+
+def _bdev_calls(target: Target) -> Iterator[dict[str, Any]]:
+    """Bdevs that are made by a call, each with what was set on it, then wishes.
+
+    What was set on those that wishes and examining bring comes when all of them are there.
+    """
+    later: list[dict[str, Any]] = []
+    for bdev in target.registry:
+        saved = bdev.save()
+        if saved is None:
+            later += _settings_of(bdev)
+            continue
+        method, params = saved
+        yield {"method": method, "params": {**params, **target.kept_parameters(bdev)}}
+        yield from _settings_of(bdev)
+    for wish in target.wishes:
+        method, params = wish.call()
+        yield {"method": method, "params": params}
+    for method, params in target.arrays.calls():
+        yield {"method": method, "params": params}
+    yield {"method": "bdev_wait_for_examine"}
+    yield from later
+
+
+def _settings_of(bdev: Bdev) -> Iterator[dict[str, Any]]:
+    """The calls that limit a bdev and count its times."""
+    limits = {name: limit for name, limit in limits_of(bdev).items() if limit}
+    if limits:
+        yield {"method": "bdev_set_qos_limit", "params": {"name": bdev.name, **limits}}
+    if bdev.layout is not None:
+        params = {"name": bdev.name, "enable": True, **(bdev.histogram_settings or {})}
+        yield {"method": "bdev_enable_histogram", "params": params}
 
 
 def saved_config(target: Target) -> dict[str, Any]:

@@ -17,7 +17,6 @@ _LACKING: Final = {
     "bdev_iscsi_": "the iSCSI initiator",
     "bdev_ftl_": "FTL",
     "bdev_zone_": "the zone module",
-    "bdev_set_qos_limit": "limiting a bdev (QoS)",
     "vhost_create_scsi": "vhost-scsi",
     "vhost_start_scsi": "vhost-scsi",
     "vhost_scsi_": "vhost-scsi",

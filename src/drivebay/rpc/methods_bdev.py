@@ -6,6 +6,7 @@ import errno
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from drivebay.bdev.limits import limits_of
 from drivebay.errors import HostError, UsageError
 from drivebay.reactor.clock import tick_rate
 from drivebay.rpc.methods_thread import thread_id
@@ -18,14 +19,12 @@ if TYPE_CHECKING:
 
 # SPDK's list, in its order. What is not among a bdev's io_types is false: nothing here
 # promises an operation that no front end can reach.
-_IO_TYPES: Final = (
+IO_TYPES: Final = (
     "read", "write", "unmap", "flush", "reset", "nvme_admin", "nvme_io", "nvme_io_md",
     "write_zeroes", "zcopy", "get_zone_info", "zone_management", "zone_append", "compare",
     "compare_and_write", "abort", "seek_hole", "seek_data", "copy", "nvme_iov_md", "nvme_nssr",
     "write_uncorrectable",
 )  # fmt: skip
-
-_LIMITS: Final = ("rw_ios_per_sec", "rw_mbytes_per_sec", "r_mbytes_per_sec", "w_mbytes_per_sec")
 
 
 _FILTERS: Final = ("split", "gpt", "passthru", "delay", "error", "crypto")
@@ -59,12 +58,12 @@ def describe(target: Target, bdev: Bdev) -> dict[str, Any]:
     if _is_memory(bdev):
         shown["numa_id"] = -1
     claim = target.registry.claims(bdev).kind
-    shown["assigned_rate_limits"] = dict.fromkeys(_LIMITS, 0)
+    shown["assigned_rate_limits"] = limits_of(bdev)
     shown["claimed"] = claim is not None
     if claim is not None:
         shown["claim_type"] = claim
     shown["zoned"] = False
-    shown["supported_io_types"] = {name: name in bdev.io_types for name in _IO_TYPES}
+    shown["supported_io_types"] = {name: name in bdev.io_types for name in IO_TYPES}
     shown["driver_specific"] = bdev.driver_specific()
     return shown
 
@@ -132,9 +131,10 @@ async def bdev_get_iostat(target: Target, params: Params) -> Any:
     names = params["names"]
     registry = target.registry
     bdevs = list(registry) if names is None else [registry.get(name) for name in names]
-    if params["per_channel"] and len(bdevs) != 1:
+    if params["per_channel"] and (names is None or len(bdevs) != 1):
         raise UsageError(
-            f"per_channel is for exactly one bdev, {len(bdevs)} are meant", field="per_channel"
+            f"per_channel is for exactly one bdev that is named, {len(bdevs)} are meant",
+            field="per_channel",
         )
     rate = tick_rate()
     answer: dict[str, Any] = {"tick_rate": rate, "ticks": time.monotonic_ns() * rate // 10**9}
@@ -145,7 +145,9 @@ async def bdev_get_iostat(target: Target, params: Params) -> Any:
             for channel in registry.channels(bdevs[0])
         ]
     else:
-        answer["bdevs"] = [{"name": bdev.name, **counts(bdev.iostat())} for bdev in bdevs]
+        answer["bdevs"] = [
+            {"name": bdev.name, **counts(bdev.iostat()), **sampled(bdev)} for bdev in bdevs
+        ]
     for bdev in bdevs:
         reset(bdev, params["reset_mode"])
     return answer
@@ -169,6 +171,19 @@ def counts(stats: dict[str, OpStats]) -> dict[str, Any]:
         latencies[f"min_{operation}_latency_ticks"] = found.min_latency_ticks if found else 0
     failed = sum(found.errors for found in stats.values())
     return {**figures, **latencies, "io_error": {"failed": failed} if failed else {}}
+
+
+def sampled(bdev: Bdev) -> dict[str, int]:
+    """What bdev_set_qd_sampling_period has shown since it was called."""
+    sampler = bdev.sampler
+    if sampler is None:
+        return {}
+    return {
+        "queue_depth_polling_period": sampler.period_us,
+        "queue_depth": sampler.queue_depth,
+        "io_time": sampler.io_time_us,
+        "weighted_io_time": sampler.weighted_io_time_us,
+    }
 
 
 def reset(bdev: Bdev, mode: str) -> None:

@@ -1,0 +1,1 @@
+"""Limits are C only: see qos.pxd."""
