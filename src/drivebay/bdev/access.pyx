@@ -10,7 +10,7 @@ from libc.string cimport memcpy
 from posix.stdlib cimport posix_memalign
 
 from drivebay.bdev.base cimport (
-    FRAME_DONE, IO_FLUSH, IO_FUA, IO_MAY_UNMAP, IO_READ, IO_UNMAP, IO_WRITE, IO_WRITE_ZEROES,
+    FRAME_TAKEN, IO_FLUSH, IO_FUA, IO_MAY_UNMAP, IO_READ, IO_UNMAP, IO_WRITE, IO_WRITE_ZEROES,
     SUBMIT_DONE, Channel, channel_t, io_push, io_t,
 )
 from drivebay.bdev.entry cimport bdev_submit
@@ -24,7 +24,7 @@ cdef enum:
 
 cdef int transferred(io_t* io, void* context, uint64_t saved, uint64_t stamp) noexcept nogil:
     message_answer(<message_t*>context, io.status)
-    return FRAME_DONE
+    return FRAME_TAKEN      # control may have freed it already
 
 
 cdef void act_transfer(message_t* message, void* reactor) noexcept nogil:

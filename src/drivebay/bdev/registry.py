@@ -68,6 +68,7 @@ class BdevRegistry:
         self._examining: dict[asyncio.Task[None], Bdev] = {}
         self.auto_examine = True
         self.examined_by_hand: list[str] = []  # names; without auto_examine only these are
+        self.spared: frozenset[str] = frozenset()  # names that are not, a guest writes there
 
     def on_event(self, notify: Callable[[str, str], None]) -> None:
         """Call ``notify(type, name)`` for bdev_register, bdev_unregister and bdev_resize."""
@@ -160,7 +161,9 @@ class BdevRegistry:
 
     def may_examine(self, bdev: Bdev) -> bool:
         """Whether it may be looked into without being asked."""
-        names = {bdev.name, *bdev.aliases}
+        names = {bdev.name, str(bdev.uuid), *bdev.aliases}
+        if not names.isdisjoint(self.spared):
+            return False
         return self.auto_examine or not names.isdisjoint(self.examined_by_hand)
 
     def examine(self, bdev: Bdev) -> None:

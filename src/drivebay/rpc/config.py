@@ -214,6 +214,7 @@ class Replay:
         self._source = source
         self._entries = entries
         self._ignore = ignore
+        dispatcher.target.registry.spared = _guests_disks(entries)
 
     async def run(self, state: str) -> None:
         """Make the calls that belong to ``state``; startup's come first, once.
@@ -243,6 +244,21 @@ class Replay:
                 raise UsageError(sentence, hint=hint) from error
             _log.warning("%s", sentence)
             self._dispatcher.target.unloaded.append(entry)
+
+
+def _guests_disks(entries: list[Entry]) -> frozenset[str]:
+    """Names of bdevs that guests write to.
+
+    What a guest wrote there may look like a partition table or a volume store. Taken for one at
+    the next start, it would claim the disk, and the controller and with it the start would fail.
+    """
+    return frozenset(
+        str(entry.params["dev_name"])
+        for entry in entries
+        if entry.method == "vhost_create_blk_controller"
+        and isinstance(entry.params, dict)
+        and "dev_name" in entry.params
+    )
 
 
 def _explain(error: RpcError) -> str:
