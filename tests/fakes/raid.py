@@ -46,7 +46,7 @@ class RaidScene:
     async def file(self, name: str, path: Path, uuid: UUID | None = None) -> Bdev:
         uuid = uuid or uuid4()
         bdev = await self.registry.create(name, uuid, lambda: FileBdev(name, uuid, str(path), 512))
-        await self.registry.wait_examined()
+        await self.registry.examining.wait()
         return bdev
 
     async def mirror(self, *bases: str, superblock: bool = False, name: str = "md") -> Array:

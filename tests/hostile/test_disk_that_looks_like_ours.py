@@ -26,7 +26,7 @@ def trap() -> list[tuple[int, bytes]]:
     table = add_entry(new_table(SECTORS, 512, UUID(int=8)), entry)
     pieces = [(0, pack_protective_mbr(SECTORS, 512))]
     for group in table_writes(table, 512):
-        pieces += group.items()
+        pieces += group
     return pieces
 
 

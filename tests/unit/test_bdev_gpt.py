@@ -41,7 +41,7 @@ def scene(test: Test) -> None:
     async def limited() -> None:
         async with asyncio.timeout(50), running_reactor() as reactor:
             registry = BdevRegistry()
-            registry.on_examine(lambda bdev: examine_gpt(registry, reactor, bdev))
+            registry.examining.on_examine(lambda bdev: examine_gpt(registry, reactor, bdev))
             await test(registry, reactor)
             await registry.close()
             assert registry.removed_but_held() == 0
@@ -67,14 +67,14 @@ async def appear(
 ) -> Bdev:
     """A disk with that content, examined."""
     bdev = MallocBdev("M", None, block_size, 8 * MIB // block_size)
-    registry.auto_examine = False
+    registry.examining.automatic = False
     registry.add(bdev)
     async with registry.access(bdev, reactor) as access:
         for offset, data in pieces.items():
             await access.write(offset, data)
-    registry.auto_examine = True
-    registry.examine(bdev)
-    await registry.wait_examined()
+    registry.examining.automatic = True
+    registry.examining.examine(bdev)
+    await registry.examining.wait()
     return bdev
 
 
@@ -157,7 +157,7 @@ def test_a_tiny_disk_is_no_trouble(num_blocks: int) -> None:
     async def test(registry: BdevRegistry, reactor: Reactor) -> None:
         registry.add(MallocBdev("tiny", None, 512, num_blocks))
         await asyncio.sleep(0)
-        await registry.wait_examined()
+        await registry.examining.wait()
         assert names(registry) == ["tiny"]
 
     scene(test)

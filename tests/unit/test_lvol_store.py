@@ -59,16 +59,16 @@ async def open_scene(size: int = 8 * MIB) -> AsyncIterator[Scene]:
     registry = BdevRegistry()
     async with running_reactor() as reactor:
         stores = Stores(registry, lambda: reactor)
-        registry.on_arrival(stores.arrived)
-        registry.on_examine(stores.examine)
+        registry.examining.on_arrival(stores.arrived)
+        registry.examining.on_examine(stores.examine)
         base = MallocBdev("base", None, 512, size // 512)
         registry.add(base)
-        await registry.wait_examined()
+        await registry.examining.wait()
         try:
             yield Scene(registry, reactor, stores, base)
         finally:
             await stores.close()
-            await registry.wait_examined()
+            await registry.examining.wait()
             await registry.close()
 
 
@@ -243,7 +243,7 @@ async def test_names_change_everywhere(scene: Scene) -> None:
 async def test_a_clone_of_another_bdev(scene: Scene) -> None:
     image = MallocBdev("image", UUID(int=5), 512, 4 * CLUSTER // 512)
     scene.registry.add(image)
-    await scene.registry.wait_examined()
+    await scene.registry.examining.wait()
     async with scene.registry.access(image, scene.reactor) as access:
         await access.write(CLUSTER, stripe(7))
     store = await scene.store()
@@ -274,7 +274,7 @@ async def test_a_clone_of_another_bdev(scene: Scene) -> None:
 async def test_set_parent(scene: Scene) -> None:
     image = MallocBdev("image", UUID(int=5), 512, 4 * CLUSTER // 512)
     scene.registry.add(image)
-    await scene.registry.wait_examined()
+    await scene.registry.examining.wait()
     async with scene.registry.access(image, scene.reactor) as access:
         await access.write(0, stripe(7))
     store = await scene.store()
@@ -306,7 +306,7 @@ async def test_the_base_goes_and_comes_back(scene: Scene) -> None:
     assert not list(scene.stores)
     scene.base = MallocBdev("base2", None, 512, 8 * MIB // 512)
     scene.registry.add(scene.base)
-    await scene.registry.wait_examined()
+    await scene.registry.examining.wait()
     async with scene.registry.access(scene.base, scene.reactor) as access:
         await access.write(0, content)
     await scene.stores.examine(scene.base)

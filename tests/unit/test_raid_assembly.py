@@ -188,7 +188,7 @@ def test_a_deleted_one_comes_back_unless_it_was_cleared(tmp_path: Path) -> None:
         for name, uuid in zip("AB", uuids, strict=True):
             await scene.file(name, tmp_path / name, uuid)
         array = await scene.mirror("A", "B", superblock=True)
-        await scene.registry.wait_examined()
+        await scene.registry.examining.wait()
         await array.delete(clear=False)
         with pytest.raises(AlreadyExists, match="has the superblock of RAID 'md'"):
             await scene.mirror("A", "B", name="other")
@@ -199,7 +199,7 @@ def test_a_deleted_one_comes_back_unless_it_was_cleared(tmp_path: Path) -> None:
         (array,) = scene.arrays
         assert array.state == "online"
         assert array.call() is None
-        await scene.registry.wait_examined()
+        await scene.registry.examining.wait()
         await array.delete(clear=True)
         assert not list(scene.arrays)
         other = await scene.mirror("A", "B", name="other")

@@ -77,7 +77,7 @@ def mirrored(
             for name in "ABC":
                 await scene.file(name, backends[name].path)
             array = await scene.mirror("A", "B", superblock=True)
-            await scene.registry.wait_examined()
+            await scene.registry.examining.wait()
             await test(scene, array)
         finally:
             for name in "ABC":

@@ -49,7 +49,7 @@ def test_reads_go_to_the_member_with_the_least_to_do() -> None:
     async def test(scene: RaidScene) -> None:
         bases = [await scene.malloc(name) for name in "AB"]
         disk = disk_of(await scene.mirror("A", "B"))
-        await scene.registry.wait_examined()
+        await scene.registry.examining.wait()
         before = [base.iostat()["read"].ops for base in bases]
         async with scene.registry.access(disk, scene.reactor) as access:
             await asyncio.gather(*(access.read(0, 2 * MIB) for _ in range(8)))

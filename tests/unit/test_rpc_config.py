@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from drivebay.bdev.keyring import Keyring
+from drivebay.bdev.registry import BdevRegistry
 from drivebay.errors import HostError, UsageError
 from drivebay.rpc.config import Entry, Replay, read_config, saved_config, write_config
 from drivebay.rpc.jsonrpc import RpcError
@@ -30,7 +31,7 @@ class FakeDispatcher:
             "create": SimpleNamespace(states=frozenset({RUNTIME})),
         }
         self.calls: list[tuple[str, Any, str | None]] = []
-        self.target: Any = SimpleNamespace(unloaded=[])
+        self.target: Any = SimpleNamespace(unloaded=[], registry=BdevRegistry())
 
     async def call(self, name: str, params: Any, *, state: str | None = None) -> Any:
         self.calls.append((name, params, state))

@@ -62,7 +62,6 @@ cdef uint64_t NEVER = <uint64_t>-1
 
 cdef enum:
     FRONT_END_FRAMES = 1
-    LEAF_FRAMES = 2         # the entry's, and one for a bounce buffer or the flush behind a write
 
 
 # --- on the reactor ------------------------------------------------------------------------
@@ -245,6 +244,15 @@ cdef class Channel:
                 s.min_ticks = NEVER
 
 
+cdef uint32_t frames_below(Bdev base) noexcept:
+    """Those that an I/O needs from a bdev on down, the entry's included."""
+    if base.bases:
+        return base.raw.frames
+    if base.raw.buffer_mask:
+        return 2        # a bounce buffer's
+    return 2 if base.raw.flags & (BDEV_VOLATILE_CACHE | BDEV_FUA) == BDEV_VOLATILE_CACHE else 1
+
+
 cdef class Bdev:
     def __init__(self, str name, uuid, int block_size, num_blocks):
         if not name or len(name.encode(errors="replace")) >= NAME_LIMIT or not name.isprintable():
@@ -266,7 +274,6 @@ cdef class Bdev:
         self.closed_stats = dict.fromkeys(OPERATIONS, NO_STATS)
         self.raw.block_size = block_size
         self.raw.size = num_blocks * block_size
-        self.raw.frames = LEAF_FRAMES
 
     def __dealloc__(self):
         free(self.budget)
@@ -278,13 +285,13 @@ cdef class Bdev:
         the bases see nothing but children, whose frames are counted anew.
         """
         cdef Bdev base
-        cdef uint32_t deepest = LEAF_FRAMES - 1     # a flush behind a write
+        cdef uint32_t deepest = 1       # a flush behind a write
         self.bases = bases
         self.raw.flags = BDEV_FUA       # it is handed down
         for base in bases:
             if base is not None:
                 if not by_children:
-                    deepest = max(deepest, base.raw.frames)
+                    deepest = max(deepest, frames_below(base))
                 self.raw.flags |= base.raw.flags & BDEV_VOLATILE_CACHE
         self.raw.frames = deepest + 1 + own_frames
         if self.raw.frames > IO_FRAMES - FRONT_END_FRAMES:

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import inspect
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from uuid import UUID
 
 from drivebay.bdev.channels import BdevChannels
 from drivebay.bdev.claims import EXCLUSIVE, Claims, refusal
+from drivebay.bdev.examining import Examining
 from drivebay.errors import AlreadyExists, InUse, NotFound, StateError, UsageError
 
 if TYPE_CHECKING:
@@ -30,13 +31,11 @@ if TYPE_CHECKING:
     from drivebay.bdev.base import Bdev, Channel, Listener
     from drivebay.reactor.reactor import Reactor
 
-__all__ = ["BdevRegistry", "Examiner"]
+__all__ = ["BdevRegistry"]
 
 _log = logging.getLogger(__name__)
 
 SLOW_SECONDS = 5.0
-
-Examiner = Callable[["Bdev"], Awaitable[None]]
 
 
 @dataclass(eq=False)
@@ -63,27 +62,11 @@ class BdevRegistry:
         self._arrived = asyncio.Condition()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._notify: list[Callable[[str, str], None]] = []
-        self._on_arrival: list[Examiner] = []
-        self._examiners: list[Examiner] = []
-        self._examining: dict[asyncio.Task[None], Bdev] = {}
-        self.auto_examine = True
-        self.examined_by_hand: list[str] = []  # names; without auto_examine only these are
-        self.spared: frozenset[str] = frozenset()  # names that are not, a guest writes there
+        self.examining = Examining(self)
 
     def on_event(self, notify: Callable[[str, str], None]) -> None:
         """Call ``notify(type, name)`` for bdev_register, bdev_unregister and bdev_resize."""
         self._notify.append(notify)
-
-    def on_arrival(self, examiner: Examiner) -> None:
-        """Await ``examiner(bdev)`` for each new bdev before its creation is answered."""
-        self._on_arrival.append(examiner)
-
-    def on_examine(self, examiner: Examiner) -> None:
-        """Await ``examiner(bdev)`` for each new bdev that nobody has claimed.
-
-        They may read it, one after the other; a claim by one of them ends the round.
-        """
-        self._examiners.append(examiner)
 
     def __iter__(self) -> Iterator[Bdev]:
         return iter([entry.bdev for entry in self._entries.values()])
@@ -130,14 +113,14 @@ class BdevRegistry:
             if not built:
                 _call(on_closed)
         self._insert(bdev, on_closed)
-        await self._arrive(bdev)
+        await self.examining.arrive(bdev)
         return bdev
 
     def add(self, bdev: Bdev, on_closed: Callable[[], None] | None = None) -> None:
         """Make a finished bdev known; it is looked into soon. Raises: UsageError, AlreadyExists."""
         self._check_free(bdev.name, bdev.uuid)
         self._insert(bdev, on_closed)
-        self.spawn(self._arrive(bdev))
+        self.examining.arrive_soon(bdev)
 
     def _insert(self, bdev: Bdev, on_closed: Callable[[], None] | None) -> None:
         entry = _Entry(bdev, BdevChannels(bdev, self), on_closed)
@@ -152,53 +135,6 @@ class BdevRegistry:
         )
         self._tell("bdev_register", bdev.name)
         self.spawn(self._announce())
-
-    async def _arrive(self, bdev: Bdev) -> None:
-        """What follows from a new bdev: those that wait for it, then whoever reads it."""
-        await self._ask(self._on_arrival, bdev)
-        if self._examiners and self.may_examine(bdev):
-            self.examine(bdev)
-
-    def may_examine(self, bdev: Bdev) -> bool:
-        """Whether it may be looked into without being asked."""
-        names = {bdev.name, str(bdev.uuid), *bdev.aliases}
-        if not names.isdisjoint(self.spared):
-            return False
-        return self.auto_examine or not names.isdisjoint(self.examined_by_hand)
-
-    def examine(self, bdev: Bdev) -> None:
-        """Begin to look into a bdev; wait_examined() waits for the end."""
-        task = self.spawn(self._ask(self._examiners, bdev))
-        self._examining[task] = bdev
-        task.add_done_callback(self._examining.pop)
-
-    def examine_by_hand(self, name: str) -> None:
-        """Look into a bdev now, or when it comes. Raises: UsageError, AlreadyExists."""
-        if self.auto_examine:
-            raise UsageError(
-                f"bdev '{name[:80]}' can't be examined by hand while bdev_auto_examine is on",
-                field="name",
-            )
-        if name in self.examined_by_hand:
-            raise AlreadyExists(f"bdev '{name[:80]}' was to be examined by hand already")
-        self.examined_by_hand.append(name)
-        entry = self._find(name)
-        if entry is not None:
-            self.examine(entry.bdev)
-
-    async def wait_examined(self) -> None:
-        """Wait until every bdev that is here has been looked into."""
-        while self._examining:
-            await asyncio.wait(set(self._examining))
-
-    async def _ask(self, examiners: list[Examiner], bdev: Bdev) -> None:
-        for examiner in examiners:
-            entry = self._entries.get(bdev.name)
-            if entry is None or entry.bdev is not bdev or entry.claims.kind is not None:
-                return
-            [outcome] = await asyncio.gather(examiner(bdev), return_exceptions=True)
-            if isinstance(outcome, BaseException):
-                _log.error("looking into bdev '%s' failed: %r", bdev.name, outcome)
 
     async def _announce(self) -> None:
         async with self._arrived:
@@ -372,9 +308,7 @@ class BdevRegistry:
         await self._patiently(entry, self._call_listeners(entry, "remove"))
         await self._patiently(entry, entry.channels.remove())
         # Whoever looks into it lets go at once now; its bases are free when this is answered.
-        looking = [task for task, bdev in self._examining.items() if bdev is entry.bdev]
-        if looking:
-            await asyncio.wait(looking)
+        await self.examining.wait_for(entry.bdev)
         await entry.channels.wait_closing()
         _log.info("bdev '%s' is removed", entry.bdev.name)
         self._tell("bdev_unregister", entry.bdev.name)

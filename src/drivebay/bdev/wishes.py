@@ -42,7 +42,7 @@ class Wishes:
     def __init__(self, registry: BdevRegistry) -> None:
         self._registry = registry
         self._wishes: list[Wish] = []
-        registry.on_arrival(self._arrived)
+        registry.examining.on_arrival(self._arrived)
         registry.on_event(self._happened)
 
     def __iter__(self) -> Iterator[Wish]:

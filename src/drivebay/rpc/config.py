@@ -214,7 +214,7 @@ class Replay:
         self._source = source
         self._entries = entries
         self._ignore = ignore
-        dispatcher.target.registry.spared = _guests_disks(entries)
+        dispatcher.target.registry.examining.spared = _guests_disks(entries)
 
     async def run(self, state: str) -> None:
         """Make the calls that belong to ``state``; startup's come first, once.

@@ -96,7 +96,7 @@ async def bdev_get_bdevs(target: Target, params: Params) -> Any:
 @method("bdev_wait_for_examine", RUNTIME)
 async def bdev_wait_for_examine(target: Target, params: Params) -> Any:
     """Answer when every bdev that is here has been looked into."""
-    await target.registry.wait_examined()
+    await target.registry.examining.wait()
     return True
 
 
@@ -109,7 +109,7 @@ async def bdev_wait_for_examine(target: Target, params: Params) -> Any:
 )
 async def bdev_examine(target: Target, params: Params) -> Any:
     """Look into a bdev, now or when it comes; refused while bdev_auto_examine is on."""
-    target.registry.examine_by_hand(params["name"])
+    target.registry.examining.examine_by_hand(params["name"])
     return True
 
 

@@ -147,7 +147,7 @@ async def bdev_set_options(target: Target, params: Params) -> Any:
     pool, cache = now["bdev_io_pool_size"], now["bdev_io_cache_size"]
     if pool < cache * (len(target.options.cores) + 1):
         raise RpcError(INVALID_PARAMS, f"Pool size {pool} too small for cache size {cache}")
-    target.registry.auto_examine = now["bdev_auto_examine"]
+    target.registry.examining.automatic = now["bdev_auto_examine"]
     return _keep(target, "bdev_set_options", params)
 
 

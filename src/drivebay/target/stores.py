@@ -31,8 +31,8 @@ class TargetStores:
         self._registry = registry
         self._owner = owner
         self._loaded: Stores | None = None
-        registry.on_arrival(self._arrived)
-        registry.on_examine(self._examine)
+        registry.examining.on_arrival(self._arrived)
+        registry.examining.on_examine(self._examine)
 
     def _load(self) -> Stores:
         if self._loaded is None:

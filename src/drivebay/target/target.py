@@ -74,10 +74,11 @@ class Target:
         self._watching: asyncio.Task[None] | None = None
         self._mailbox: ControlMailbox | None = None
         self._workers: ThreadPoolExecutor | None = None
-        self.registry.examined_by_hand = self.settings.examined
+        self.registry.examining.by_hand = self.settings.examined
         self.arrays = Arrays(self.registry, lambda: self.reactors[0], self._raid_options)
         self.registry.on_event(self.notifications.add)
-        self.registry.on_examine(self._examine_gpt)
+        self.registry.examining.on_examine(self._examine_gpt)
+        self.registry.examining.reactor = lambda: self.reactors[0]
 
     async def start(self) -> None:
         """Bring up reactors and what stands on them. Raises: DrivebayError; stop() then."""

@@ -213,7 +213,7 @@ class Presence:
     async def settle(self, volume: Volume) -> None:
         """Wait for those who only look into a new bdev; they open it, but are no users."""
         if volume.bdev is not None and self._registry.channels(volume.bdev):
-            await self._registry.wait_examined()
+            await self._registry.examining.wait_for(volume.bdev)
 
     async def require_same_bases(self, volume: Volume, external: UUID | None) -> None:
         """Raises: StoreError (EBUSY) when a bdev in use would have to stand on something else."""

@@ -79,7 +79,7 @@ class Stores:
     # Coming
 
     async def examine(self, bdev: Bdev) -> None:
-        """Open the store on a bdev, if there is one: registry.on_examine().
+        """Open the store on a bdev, if there is one: registry.examining.on_examine().
 
         A damaged one is named in the log and stays closed.
         """
@@ -99,7 +99,7 @@ class Stores:
             _log.log(level, "bdev '%s' holds a store that stays closed: %s", bdev.name, error)
 
     async def arrived(self, bdev: Bdev) -> None:
-        """Volumes may have waited for a bdev: registry.on_arrival()."""
+        """Volumes may have waited for a bdev: registry.examining.on_arrival()."""
         for store in self:
             if store.misses(bdev):
                 await store.find_external(bdev)

@@ -44,8 +44,8 @@ class Arrays:
         self._registry = registry
         self._around = Surroundings(registry, reactor, options, self._forget, self._look_again)
         self._arrays: list[Array] = []
-        registry.on_arrival(self._arrived)
-        registry.on_examine(self.examine)
+        registry.examining.on_arrival(self._arrived)
+        registry.examining.on_examine(self.examine)
 
     def __iter__(self) -> Iterator[Array]:
         return iter(list(self._arrays))
@@ -342,7 +342,7 @@ class Arrays:
                 bdev = self._find(str(member.uuid))
                 if bdev is None or self._registry.claims(bdev).kind is not None:
                     continue
-                if self._registry.may_examine(bdev):
+                if self._registry.examining.may_examine(bdev):
                     self._registry.spawn(self.examine(bdev))
 
 

@@ -1,0 +1,125 @@
+"""What follows from a new bdev: those who waited for it have it, then it is looked into.
+
+Looking into a bdev is reading whether it carries a partition table, a volume store or a RAID
+superblock. It goes on after the creation was answered. Context: control.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
+
+from drivebay.errors import AlreadyExists, DrivebayError, NotFound, UsageError
+
+if TYPE_CHECKING:
+    from drivebay.bdev.base import Bdev
+    from drivebay.bdev.registry import BdevRegistry
+    from drivebay.reactor.reactor import Reactor
+
+__all__ = ["Examiner", "Examining"]
+
+_log = logging.getLogger(__name__)
+
+Examiner = Callable[["Bdev"], Awaitable[None]]
+
+_AT_ONCE: Final = 16  # bdevs that are open for being looked into; a store may bring thousands
+
+
+class Examining:
+    """Who is asked about each new bdev of a registry, and what is being looked into."""
+
+    def __init__(self, registry: BdevRegistry) -> None:
+        self._registry = registry
+        self._on_arrival: list[Examiner] = []
+        self._examiners: list[Examiner] = []
+        self._tasks: dict[asyncio.Task[None], Bdev] = {}
+        self._open = asyncio.Semaphore(_AT_ONCE)
+        self.reactor: Callable[[], Reactor] | None = None  # keeps one open for all who look
+        self.automatic = True
+        self.by_hand: list[str] = []  # names; only these are looked into when not automatic
+        self.spared: frozenset[str] = frozenset()  # names that are not: a guest writes there
+
+    def on_arrival(self, examiner: Examiner) -> None:
+        """Await ``examiner(bdev)`` for each new bdev before its creation is answered."""
+        self._on_arrival.append(examiner)
+
+    def on_examine(self, examiner: Examiner) -> None:
+        """Await ``examiner(bdev)`` for each new bdev that nobody has claimed.
+
+        They may read it, one after the other; a claim by one of them ends the round.
+        """
+        self._examiners.append(examiner)
+
+    async def arrive(self, bdev: Bdev) -> None:
+        """A bdev is new; returns when those who waited for it have it."""
+        await self._ask(self._on_arrival, bdev)
+        if self._examiners and self.may_examine(bdev):
+            self.examine(bdev)
+
+    def arrive_soon(self, bdev: Bdev) -> None:
+        """The same, without waiting for it; wait() does."""
+        self._follow(self.arrive(bdev), bdev)
+
+    def may_examine(self, bdev: Bdev) -> bool:
+        """Whether it may be looked into without being asked."""
+        names = {bdev.name, str(bdev.uuid), *bdev.aliases}
+        if not names.isdisjoint(self.spared):
+            return False
+        return self.automatic or not names.isdisjoint(self.by_hand)
+
+    def examine(self, bdev: Bdev) -> None:
+        """Begin to look into a bdev; wait() waits for the end."""
+        self._follow(self._examine(bdev), bdev)
+
+    def examine_by_hand(self, name: str) -> None:
+        """Look into a bdev now, or when it comes. Raises: UsageError, AlreadyExists."""
+        if self.automatic:
+            raise UsageError(
+                f"bdev '{name[:80]}' can't be examined by hand while bdev_auto_examine is on",
+                field="name",
+            )
+        if name in self.by_hand:
+            raise AlreadyExists(f"bdev '{name[:80]}' was to be examined by hand already")
+        self.by_hand.append(name)
+        with contextlib.suppress(NotFound):
+            self.examine(self._registry.get(name))
+
+    async def wait(self) -> None:
+        """Wait until every bdev that is here has been looked into."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    async def wait_for(self, bdev: Bdev) -> None:
+        """Wait until nobody looks into this bdev any more."""
+        looking = [task for task, looked_into in self._tasks.items() if looked_into is bdev]
+        if looking:
+            await asyncio.wait(looking)
+
+    def _follow(self, work: Coroutine[Any, Any, None], bdev: Bdev) -> None:
+        task = self._registry.spawn(work)
+        self._tasks[task] = bdev
+        task.add_done_callback(self._tasks.pop)
+
+    async def _examine(self, bdev: Bdev) -> None:
+        async with self._open, self._kept_open(bdev):
+            await self._ask(self._examiners, bdev)
+
+    @contextlib.asynccontextmanager
+    async def _kept_open(self, bdev: Bdev) -> AsyncIterator[None]:
+        """One channel for all who look, so that not each of them opens its own."""
+        async with contextlib.AsyncExitStack() as stack:
+            if self.reactor is not None and bdev in self._registry:
+                with contextlib.suppress(DrivebayError):  # they hear of it themselves
+                    await stack.enter_async_context(self._registry.access(bdev, self.reactor()))
+            yield
+
+    async def _ask(self, examiners: list[Examiner], bdev: Bdev) -> None:
+        for examiner in examiners:
+            if bdev not in self._registry or self._registry.claims(bdev).kind is not None:
+                return
+            [outcome] = await asyncio.gather(examiner(bdev), return_exceptions=True)
+            if isinstance(outcome, BaseException):
+                _log.error("looking into bdev '%s' failed: %r", bdev.name, outcome)
