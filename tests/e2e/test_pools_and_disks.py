@@ -100,6 +100,16 @@ def test_a_pool_grows_and_tells_what_it_promised(bay: Bay) -> None:
     assert set(bay.folder.iterdir()) == before
 
 
+def test_limits_are_set_shown_and_kept(bay: Bay) -> None:
+    bay.ok("disk", "create", "d", "--file", str(bay.folder / "d"), "--size", "8M")
+    bay.ok("disk", "limit", "d", "--iops", "20000", "--read-mbps", "100")
+    assert "20000 IOPS, 100 MiB/s read" in bay.ok("disk", "list")
+    bay.restart()
+    assert bay.info("d")["limits"] == {"rw_ios_per_sec": 20000, "r_mbytes_per_sec": 100}
+    bay.ok("disk", "limit", "d", "--iops", "0", "--read-mbps", "0")
+    assert bay.info("d")["limits"] == {}
+
+
 # ---- a pool on a partition ---------------------------------------------------------------------
 
 
