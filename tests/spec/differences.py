@@ -143,6 +143,16 @@ SHOWN: Final = (
             "seek_data",
         )
     ),
+    Rule("bdev_get_bdevs:result/*/memory_domains", "there is but one memory", ours=MISSING),
+    *(
+        Rule(
+            f"bdev_get_bdevs:result/cf478703-*/supported_io_types/{name}",
+            "that volume was set read-only",
+            True,
+            False,
+        )
+        for name in ("write", "unmap", "write_zeroes")
+    ),
     Rule(f"{_TYPES}/unmap", "space comes back: files get holes", False, True),
     Rule(f"{_TYPES}/flush", "what a file's cache holds can be made stable", False, True),
     *(
@@ -217,7 +227,10 @@ SAVED: Final = (
         "what waits for its base is wanted after a restart too",
         MISSING,
     ),
-    Rule("*config/(order)", "here what stands on others comes after them", only=(554, 560)),
+    *(
+        Rule(where, "here what stands on others comes after them", only=(453, 510, 554, 560))
+        for where in ("*config/(order)", "framework_get_config:result/(order)", "bdev_*:*/(order)")
+    ),
     Rule("*/params/packed_ring", "SPDK loses it at a restart", MISSING, True),
     Rule(
         "*/bdev_passthru_create PT1",
@@ -249,7 +262,26 @@ RIGHT: Final = (
     Rule("bdev_malloc_create:answer", "no bdev has metadata", "MMD", only=(170,)),
     Rule("bdev_uring_create:answer", "another bdev has that file open", "U0", only=(190,)),
     Rule("bdev_raid_create:answer", "raid5f is a later part", True, only=(230,)),
-    Rule("bdev_raid_get_bdevs:result/R5", "raid5f is a later part", ours=MISSING),
+    *(
+        Rule(where, "raid5f is a later part", ours=MISSING)
+        for where in (
+            "bdev_raid_get_bdevs:result/R5",
+            "bdev_get_bdevs:result/R5",
+            "framework_get_config:result/bdev_raid_create R5",
+        )
+    ),
+    *(
+        Rule(
+            f"bdev_get_bdevs:result/{base}/claim{what}", "raid5f, which claims it, is a later part"
+        )
+        for base in ("Rg", "Rh", "MSp3")
+        for what in ("ed", "_type")
+    ),
+    Rule(
+        "framework_get_config:result/bdev_set_qos_limit M0",
+        "it was cleared by call 349",
+        ours=MISSING,
+    ),
     Rule(
         "vhost_create_blk_controller:answer",
         "a socket path that is too long is refused",
@@ -257,6 +289,11 @@ RIGHT: Final = (
         only=(396,),
     ),
     Rule("*xxxxx*", "that controller was refused", ours=MISSING),
+    Rule(
+        "CLI spdk-rpc load_config:result/stdout",
+        "what exists already is refused; our file begins with another bdev",
+        only=(564,),
+    ),
     Rule(
         "CLI spdk-rpc load_config:result/*",
         "SPDK saved a controller with a name that is too long and can't load it",
@@ -267,11 +304,6 @@ RIGHT: Final = (
         "a controller on a bdev that is read-only is read-only",
         False,
         True,
-    ),
-    Rule(
-        "vhost_get_controllers:result/*/lingering",
-        "guest memory that requests in flight still hold is shown",
-        MISSING,
     ),
     Rule(
         "vhost_delete_controller:answer",
@@ -361,20 +393,14 @@ LATER: Final = (
         "the configuration of a part that this version does not have",
         only=(30, 31, 40, 42, 449, 450, 456, 457, 458),
     ),
-    Rule(
-        "framework_get_config:result/bdev_nvme_*",
-        "the NVMe driver's own settings, which are saved when somebody set them",
-        ours=MISSING,
+    *(
+        Rule(
+            where,
+            "the NVMe driver's own settings, which are saved when somebody set them",
+            ours=MISSING,
+        )
+        for where in ("framework_get_config:result/bdev_nvme_*", "CLI *config/bdev_nvme_*")
     ),
-)
-
-_BUILT: Final = "being built now"
-
-# To be gone through when those parts are here; these may cover nothing.
-PENDING: Final = (
-    Rule("bdev_get_bdevs:*", _BUILT, only=(500, 510, 557)),
-    Rule("framework_get_config:*", _BUILT, only=(28, 453, 454)),
-    Rule("CLI *:*", _BUILT, only=(459, 518, 554, 559, 560, 564)),
 )
 
 RULES: Final = (*MEASURED, *OUR_OWN, *SHOWN, *SAVED, *RIGHT, *LATER)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tests.fakes.driver import Session
-from tests.fakes.process import TargetProcess
+from tests.fakes.process import TargetProcess, wait_until
 from tests.fakes.rpc_client import exchange
 from tests.spec.recording import Difference, Translation, compare, compare_answers
 
@@ -99,9 +99,8 @@ class Stage:
         for name in DISCONNECTS.get(number, ()):
             if self.sessions.get(name):
                 self.sessions[name].pop(0).close()
+                wait_until(self.rests, "nothing of the session that ended is left")
         for name, queues in CONNECTS.get(number, ()):
-            if not (self.folder / name).exists():
-                continue
             session = Session(self.folder / name, queues=queues)
             self.sessions.setdefault(name, []).append(session)
         if number in MADE:
@@ -112,6 +111,10 @@ class Stage:
             (session,) = next(iter(self.sessions.values()))
             session.disk.write(0, bytes(4096))
             session.disk.read(0, 4096)
+
+    def rests(self) -> bool:
+        """Whether no guest memory lingers, which would be shown."""
+        return all("lingering" not in each for each in self.target.rpc("vhost_get_controllers"))
 
     @property
     def scratch(self) -> Path:
@@ -141,11 +144,14 @@ def make_blank(image: Path) -> None:
         file.truncate(IMAGES[image.name] * MIB)
 
 
-def replay(run: Run, calls: list[dict[str, Any]], folder: Path) -> dict[int, list[Difference]]:
-    """Every call of a run, and what differs."""
+def replay(
+    run: Run, calls: list[dict[str, Any]], translation: Translation
+) -> dict[int, list[Difference]]:
+    """Every call of a run, and what differs. Volumes have their uuids in the runs after it too."""
+    folder = Path(translation.folder)
     for file in run.blank:
         make_blank(folder / file)
-    stage = Stage(folder, TargetProcess(folder, *run.options), Translation(str(folder)))
+    stage = Stage(folder, TargetProcess(folder, *run.options), translation)
     try:
         return {
             call["n"]: _differences(stage, call)
