@@ -108,7 +108,7 @@ cdef int flush_too(channel_t* channel, io_t* io) noexcept nogil:
     return how
 
 
-cdef int module_submit(channel_t* channel, io_t* io, uint64_t started) noexcept nogil:
+cdef inline int module_start(channel_t* channel, io_t* io, uint64_t started) noexcept nogil:
     """Straight to the module, or in pieces through a bounce buffer: it counts as one I/O."""
     cdef int how
     io.channel = channel
@@ -127,6 +127,11 @@ cdef int module_submit(channel_t* channel, io_t* io, uint64_t started) noexcept 
         return SUBMIT_DONE
     channel.inflight += 1
     return how
+
+
+cdef int module_submit(channel_t* channel, io_t* io, uint64_t started) noexcept nogil:
+    """The same, for those that are not the common case: there it is in line."""
+    return module_start(channel, io, started)
 
 
 cdef int hold(channel_t* channel, io_t* io) noexcept nogil:
@@ -148,7 +153,7 @@ cdef int bdev_submit(channel_t* channel, io_t* io) noexcept nogil:
         if channel.flags & CHANNEL_GATED:
             return hold(channel, io)
         return submit_limited(channel, io)
-    return module_submit(channel, io, channel.reactor.now)
+    return module_start(channel, io, channel.reactor.now)
 
 
 # --- limits --------------------------------------------------------------------------------
