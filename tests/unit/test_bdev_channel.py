@@ -19,14 +19,15 @@ from tests.fakes.driver import BlkDriver, Kind, Pending, Status, segment_bytes
 from tests.fakes.stepped import TICK, Machine, malloc_bdev
 
 MIB = 1 << 20
-PIECES = 64
-DISK_SECTORS = PIECES * MIB // 512
+PIECE = 2 * MIB
+PIECES = 32
+DISK_SECTORS = PIECES * PIECE // 512
 ALL = segment_bytes(0, DISK_SECTORS)
 
 
 @pytest.fixture
 def machine() -> Iterator[Machine]:
-    with Machine(malloc_bdev(size_bytes=PIECES * MIB)) as made:
+    with Machine(malloc_bdev(size_bytes=PIECES * PIECE)) as made:
         yield made
 
 
@@ -243,10 +244,10 @@ def test_latency_is_the_time_from_the_turn_that_took_it_to_the_one_that_complete
 ) -> None:
     """The turn that takes a request clears its first piece already."""
     disk.request(Kind.WRITE_ZEROES, data=ALL)
-    disk.request(Kind.WRITE_ZEROES, data=segment_bytes(0, 3 * MIB // 512))
+    disk.request(Kind.WRITE_ZEROES, data=segment_bytes(0, 3 * PIECE // 512))
     long, short = (PIECES - 1) * TICK, 2 * TICK
     found = machine.channel.stats()["write_zeroes"]
-    assert found == OpStats(2, (PIECES + 3) * MIB, 0, long + short, long, short)
+    assert found == OpStats(2, (PIECES + 3) * PIECE, 0, long + short, long, short)
 
 
 def test_a_disks_figures_outlive_its_channels(machine: Machine, disk: BlkDriver) -> None:
@@ -269,8 +270,10 @@ def test_figures_of_several_reactors_are_summed(machine: Machine, disk: BlkDrive
 
 RESETS = {
     "all": OpStats(0, 0, 0, 0, 0, 0),
-    "maxmin": OpStats(2, (PIECES + 3) * MIB, 1, (PIECES + 1) * TICK, 0, 0),
-    "error": OpStats(2, (PIECES + 3) * MIB, 0, (PIECES + 1) * TICK, (PIECES - 1) * TICK, 2 * TICK),
+    "maxmin": OpStats(2, (PIECES + 3) * PIECE, 1, (PIECES + 1) * TICK, 0, 0),
+    "error": OpStats(
+        2, (PIECES + 3) * PIECE, 0, (PIECES + 1) * TICK, (PIECES - 1) * TICK, 2 * TICK
+    ),
 }
 
 
@@ -280,7 +283,7 @@ def test_a_reset_forgets_what_its_mode_says(
     machine: Machine, disk: BlkDriver, mode: str, closed: bool
 ) -> None:
     disk.request(Kind.WRITE_ZEROES, data=ALL)
-    disk.request(Kind.WRITE_ZEROES, data=segment_bytes(0, 3 * MIB // 512))
+    disk.request(Kind.WRITE_ZEROES, data=segment_bytes(0, 3 * PIECE // 512))
     disk.request(Kind.WRITE_ZEROES, data=segment_bytes(DISK_SECTORS, 1))
     if closed:
         machine.settle(machine.channel.close())
