@@ -140,8 +140,12 @@ def test_what_is_set_is_kept_beside_what_was_there() -> None:
     kept.merge("bdev_nvme_set_hotplug", {"enable": False, "period_us": None})
     kept.merge("bdev_set_options", {"bdev_io_pool_size": 100_000})
     calls = kept.calls("bdev")
-    assert [call["method"] for call in calls] == ["bdev_set_options", "bdev_nvme_set_hotplug"]
+    assert [call["method"] for call in calls] == [
+        "bdev_set_options",
+        "bdev_raid_set_options",
+        "bdev_nvme_set_hotplug",
+    ]
     assert calls[0]["params"]["bdev_io_pool_size"] == 100_000
     assert calls[0]["params"]["bdev_io_cache_size"] == 256
-    assert calls[1]["params"] == {"enable": False}
+    assert calls[2]["params"] == {"enable": False}
     assert kept.calls("vhost_blk") == []
