@@ -204,6 +204,7 @@ def test_a_second_ctrl_c_gives_up_a_target_that_is_waited_for(target: TargetProc
     with image.open("wb") as file:
         file.truncate(DISK_MIB << 20)
     target.rpc("bdev_aio_create", name="F1", filename=str(image), block_size=512)
+    target.forget_examining("F1")
     socket = str(target.controller("vhost.away", "F1"))
     over = threading.Event()
 

@@ -60,7 +60,7 @@ def test_a_running_target(folder: Path, target: TargetProcess) -> None:
     target.rpc("log_set_flag", flag="log_rpc")
     target.rpc("log_set_print_level", level="ERROR")
     with pytest.raises(Exception, match="-32601"):
-        target.rpc("bdev_crypto_create", name="C0", key="c0ffee11", psk="deadbeef")
+        target.rpc("bdev_nvme_set_keys", name="C0", key="c0ffee11", psk="deadbeef")
     done = bundle(folder, "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
@@ -83,7 +83,7 @@ def test_a_running_target(folder: Path, target: TargetProcess) -> None:
     for method, mark in (("bdev_get_iostat", "M0"), ("vhost_get_controllers", "vhost.0")):
         assert mark in files[f"rpc/{method}.json"]
     assert "NOTICE target.app: ready" in files["log/recent.log"]
-    assert "bdev_crypto_create" in files["log/recent.log"]
+    assert "bdev_nvme_set_keys" in files["log/recent.log"]
     everything = "\n".join(files.values())
     assert "c0ffee11" not in everything
     assert "deadbeef" not in everything

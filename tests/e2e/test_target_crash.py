@@ -52,6 +52,7 @@ class Service:
         with image.open("wb") as file:
             file.truncate(DISK_BYTES)
         self.target.rpc("bdev_aio_create", name=name, filename=str(image), block_size=512)
+        self.target.forget_examining(name)
         return str(self.target.controller(f"c-{name}", name, **controller))
 
     def kill_and_start(self) -> None:

@@ -93,6 +93,11 @@ class TargetProcess:
 
     # ---- the log ---------------------------------------------------------------------
 
+    def forget_examining(self, bdev: str) -> None:
+        """Have its counters at zero: looking into a new bdev is reading it."""
+        self.rpc("bdev_wait_for_examine")
+        self.rpc("bdev_reset_iostat", name=bdev)
+
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 

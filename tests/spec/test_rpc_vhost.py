@@ -187,8 +187,7 @@ def shrinks(target: TargetProcess, name: str) -> bool:
 
 def test_counters_count_and_are_reset_by_mode(target: TargetProcess) -> None:
     target.malloc("C0")
-    target.rpc("bdev_wait_for_examine")  # looking into it is reading it
-    target.rpc("bdev_reset_iostat", name="C0")
+    target.forget_examining("C0")
     path = target.controller("vhost.c", "C0")
     with Session(str(path)) as guest:
         disk = guest.disk
