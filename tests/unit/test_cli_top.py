@@ -47,6 +47,13 @@ def look(at_s: float, *disks: tuple[dict[str, Any], dict[str, Any]], busy: int =
     )
 
 
+def test_a_volume_is_called_by_its_alias() -> None:
+    counted, shown = disk("f0a5bc95", 0, 0)
+    shown |= {"uuid": "f0a5bc95", "aliases": ["f0a5bc95", "fast/web"]}
+    seen = look(10.0, (counted, shown))
+    assert [entry["name"] for entry in compare(seen, seen)["disks"]] == ["fast/web"]
+
+
 def test_figures_are_those_of_the_time_between() -> None:
     before = look(10.0, disk("D0", 1000, 0), busy=100)
     after = look(12.0, disk("D0", 3000, 4_000_000_000, rw_ios_per_sec=1000), busy=300)

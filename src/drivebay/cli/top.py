@@ -132,9 +132,18 @@ def _grown(before: dict[str, Any] | None, after: dict[str, Any], name: str) -> i
     return grown
 
 
+def _called(bdev: dict[str, Any]) -> str:
+    """What people call it: the bdev of a volume is named by its uuid, its alias is STORE/NAME."""
+    name: str = bdev["name"]
+    if name != bdev.get("uuid"):
+        return name
+    return next((alias for alias in bdev["aliases"] if alias != name), name)
+
+
 def _disks(before: Look, after: Look) -> list[dict[str, Any]]:
     earlier = {entry["name"]: entry for entry in before.iostat["bdevs"]}
     limits = {entry["name"]: entry["assigned_rate_limits"] for entry in after.bdevs}
+    called = {entry["name"]: _called(entry) for entry in after.bdevs}
     rate = after.iostat["tick_rate"]
     seconds = max(after.at_s - before.at_s, 1e-3)
     shown = []
@@ -145,7 +154,7 @@ def _disks(before: Look, after: Look) -> list[dict[str, Any]]:
         count = sum(ops.values())
         shown.append(
             {
-                "name": entry["name"],
+                "name": called.get(entry["name"], entry["name"]),
                 "read_iops": round(ops["read"] / seconds),
                 "write_iops": round(ops["write"] / seconds),
                 "read_mib_s": round(_grown(start, entry, "bytes_read") / seconds / _MIB, 1),
