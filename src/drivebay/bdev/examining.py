@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Any, Final
 
 from drivebay.errors import AlreadyExists, DrivebayError, NotFound, UsageError
@@ -24,8 +24,10 @@ __all__ = ["Examiner", "Examining"]
 _log = logging.getLogger(__name__)
 
 Examiner = Callable[["Bdev"], Awaitable[None]]
+Glance = Callable[[bytes], bool]
 
 _AT_ONCE: Final = 16  # bdevs that are open for being looked into; a store may bring thousands
+_HEAD_BYTES: Final = 4096
 
 
 class Examining:
@@ -34,10 +36,10 @@ class Examining:
     def __init__(self, registry: BdevRegistry) -> None:
         self._registry = registry
         self._on_arrival: list[Examiner] = []
-        self._examiners: list[Examiner] = []
+        self._examiners: list[tuple[Glance, Examiner]] = []
         self._tasks: dict[asyncio.Task[None], Bdev] = {}
         self._open = asyncio.Semaphore(_AT_ONCE)
-        self.reactor: Callable[[], Reactor] | None = None  # keeps one open for all who look
+        self.reactor: Callable[[], Reactor] | None = None  # where bdevs are opened for it
         self.automatic = True
         self.by_hand: list[str] = []  # names; only these are looked into when not automatic
         self.spared: frozenset[str] = frozenset()  # names that are not: a guest writes there
@@ -46,12 +48,13 @@ class Examining:
         """Await ``examiner(bdev)`` for each new bdev before its creation is answered."""
         self._on_arrival.append(examiner)
 
-    def on_examine(self, examiner: Examiner) -> None:
+    def on_examine(self, examiner: Examiner, concerns: Glance = lambda head: True) -> None:
         """Await ``examiner(bdev)`` for each new bdev that nobody has claimed.
 
-        They may read it, one after the other; a claim by one of them ends the round.
+        ``concerns`` says from the first bytes whether it is worth a look: most disks carry
+        nothing. They may read it, one after the other; a claim by one of them ends the round.
         """
-        self._examiners.append(examiner)
+        self._examiners.append((concerns, examiner))
 
     async def arrive(self, bdev: Bdev) -> None:
         """A bdev is new; returns when those who waited for it have it."""
@@ -104,17 +107,23 @@ class Examining:
         task.add_done_callback(self._tasks.pop)
 
     async def _examine(self, bdev: Bdev) -> None:
-        async with self._open, self._kept_open(bdev):
-            await self._ask(self._examiners, bdev)
+        async with self._open:
+            head = await self._head(bdev)
+            concerned = [
+                examiner for concerns, examiner in self._examiners if head is None or concerns(head)
+            ]
+            await self._ask(concerned, bdev)
 
-    @contextlib.asynccontextmanager
-    async def _kept_open(self, bdev: Bdev) -> AsyncIterator[None]:
-        """One channel for all who look, so that not each of them opens its own."""
-        async with contextlib.AsyncExitStack() as stack:
-            if self.reactor is not None and bdev in self._registry:
-                with contextlib.suppress(DrivebayError):  # they hear of it themselves
-                    await stack.enter_async_context(self._registry.access(bdev, self.reactor()))
-            yield
+    async def _head(self, bdev: Bdev) -> bytes | None:
+        """The first bytes; None when they can't be read: each examiner hears of that itself."""
+        length = max(_HEAD_BYTES, bdev.block_size)
+        if self.reactor is None or bdev.num_blocks * bdev.block_size < length:
+            return None
+        try:
+            async with self._registry.access(bdev, self.reactor()) as access:
+                return await access.read(0, length)
+        except DrivebayError:
+            return None
 
     async def _ask(self, examiners: list[Examiner], bdev: Bdev) -> None:
         for examiner in examiners:

@@ -32,7 +32,7 @@ class TargetStores:
         self._owner = owner
         self._loaded: Stores | None = None
         registry.examining.on_arrival(self._arrived)
-        registry.examining.on_examine(self._examine)
+        registry.examining.on_examine(self._examine, lambda head: head.startswith(_SIGNATURE))
 
     def _load(self) -> Stores:
         if self._loaded is None:
@@ -46,12 +46,7 @@ class TargetStores:
             await self._loaded.arrived(bdev)
 
     async def _examine(self, bdev: Bdev) -> None:
-        """Look for a store with few instructions: most disks carry none."""
-        if "read" not in bdev.io_types or bdev.num_blocks * bdev.block_size < _SUPER_BLOCK_BYTES:
-            return
-        async with self._registry.access(bdev, self._owner()) as access:
-            found = await access.read(0, max(_SUPER_BLOCK_BYTES, bdev.block_size))
-        if found.startswith(_SIGNATURE):
+        if "read" in bdev.io_types and bdev.num_blocks * bdev.block_size >= _SUPER_BLOCK_BYTES:
             await self._load().examine(bdev)
 
     def __iter__(self) -> Iterator[Store]:

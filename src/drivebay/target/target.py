@@ -77,7 +77,7 @@ class Target:
         self.registry.examining.by_hand = self.settings.examined
         self.arrays = Arrays(self.registry, lambda: self.reactors[0], self._raid_options)
         self.registry.on_event(self.notifications.add)
-        self.registry.examining.on_examine(self._examine_gpt)
+        self.registry.examining.on_examine(self._examine_gpt, _may_be_partitioned)
         self.registry.examining.reactor = lambda: self.reactors[0]
 
     async def start(self) -> None:
@@ -196,6 +196,12 @@ class Target:
         while not self.registry.is_free(f"Malloc{number}"):
             number += 1
         return f"Malloc{number}"
+
+
+def _may_be_partitioned(head: bytes) -> bool:
+    from drivebay.wire.gpt import is_protective_mbr
+
+    return is_protective_mbr(head)
 
 
 @contextlib.contextmanager

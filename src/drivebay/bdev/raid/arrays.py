@@ -17,7 +17,7 @@ from drivebay.bdev.raid.geometry import check_shape
 from drivebay.bdev.raid.member import NO_UUID, Slot
 from drivebay.bdev.raid.metadata import read_superblock
 from drivebay.bdev.raid.mirror_array import MirrorArray
-from drivebay.bdev.raid.superblock import CONFIGURED, Member, Superblock
+from drivebay.bdev.raid.superblock import CONFIGURED, SIGNATURE, Member, Superblock
 from drivebay.errors import AlreadyExists, DrivebayError, InUse, NotFound, StateError, UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Arrays:
         self._around = Surroundings(registry, reactor, options, self._forget, self._look_again)
         self._arrays: list[Array] = []
         registry.examining.on_arrival(self._arrived)
-        registry.examining.on_examine(self.examine)
+        registry.examining.on_examine(self.examine, lambda head: head.startswith(SIGNATURE))
 
     def __iter__(self) -> Iterator[Array]:
         return iter(list(self._arrays))
