@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 from drivebay.errors import AlreadyExists, DrivebayError, NotFound, UsageError
@@ -39,6 +39,9 @@ class Examining:
         self._examiners: list[tuple[Glance, Examiner]] = []
         self._tasks: dict[asyncio.Task[None], Bdev] = {}
         self._open = asyncio.Semaphore(_AT_ONCE)
+        self._going = asyncio.Event()
+        self._going.set()
+        self._pauses = 0
         self.reactor: Callable[[], Reactor] | None = None  # where bdevs are opened for it
         self.automatic = True
         self.by_hand: list[str] = []  # names; only these are looked into when not automatic
@@ -90,6 +93,18 @@ class Examining:
         with contextlib.suppress(NotFound):
             self.examine(self._registry.get(name))
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Begin no look meanwhile: whoever brings thousands of bdevs has them here sooner."""
+        self._pauses += 1
+        self._going.clear()
+        try:
+            yield
+        finally:
+            self._pauses -= 1
+            if self._pauses == 0:
+                self._going.set()
+
     async def wait(self) -> None:
         """Wait until every bdev that is here has been looked into."""
         while self._tasks:
@@ -104,9 +119,15 @@ class Examining:
     def _follow(self, work: Coroutine[Any, Any, None], bdev: Bdev) -> None:
         task = self._registry.spawn(work)
         self._tasks[task] = bdev
-        task.add_done_callback(self._tasks.pop)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        bdev = self._tasks.pop(task)
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            _log.error("looking into bdev '%s' failed", bdev.name, exc_info=fault)
 
     async def _examine(self, bdev: Bdev) -> None:
+        await self._going.wait()
         async with self._open:
             head = await self._head(bdev)
             concerned = [
@@ -129,6 +150,7 @@ class Examining:
         for examiner in examiners:
             if bdev not in self._registry or self._registry.claims(bdev).kind is not None:
                 return
-            [outcome] = await asyncio.gather(examiner(bdev), return_exceptions=True)
-            if isinstance(outcome, BaseException):
-                _log.error("looking into bdev '%s' failed: %r", bdev.name, outcome)
+            try:
+                await examiner(bdev)
+            except DrivebayError as error:
+                _log.error("looking into bdev '%s' failed: %s", bdev.name, error)

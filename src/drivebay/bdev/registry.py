@@ -60,6 +60,7 @@ class BdevRegistry:
         self._leaving: list[_Entry] = []  # removed, but not yet let go of
         self._reserved: dict[str, UUID | None] = {}
         self._arrived = asyncio.Condition()
+        self._announcing = False
         self._tasks: set[asyncio.Task[Any]] = set()
         self._notify: list[Callable[[str, str], None]] = []
         self.examining = Examining(self)
@@ -134,9 +135,13 @@ class BdevRegistry:
             bdev.block_size,
         )
         self._tell("bdev_register", bdev.name)
-        self.spawn(self._announce())
+        if not self._announcing:
+            self._announcing = True
+            self.spawn(self._announce())
 
     async def _announce(self) -> None:
+        """For all that came in this turn of the loop."""
+        self._announcing = False
         async with self._arrived:
             self._arrived.notify_all()
 

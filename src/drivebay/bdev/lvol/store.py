@@ -137,10 +137,11 @@ class Store:
                 self.space.free.mark_zeroed(0, self.space.free.total)
             await self._presence.start()
             await self.space.thaw()
-            for count, volume in enumerate(self.volumes):
-                self._presence.show(volume)
-                if count % SHOWN_AT_ONCE == 0:
-                    await asyncio.sleep(0)
+            with self.registry.examining.paused():
+                for count, volume in enumerate(self.volumes):
+                    self._presence.show(volume)
+                    if count % SHOWN_AT_ONCE == 0:
+                        await asyncio.sleep(0)
 
     # What the owner reactor asks for
 
