@@ -327,7 +327,7 @@ cdef class Bdev:
 
     @property
     def volatile_content(self):
-        return False
+        return any(base is not None and base.volatile_content for base in self.bases)
 
     def driver_specific(self):
         return {}

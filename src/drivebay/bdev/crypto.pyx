@@ -474,10 +474,6 @@ cdef class CryptoBdev(Bdev):
     def content_id(self):
         return f"{self.bases[0].content_id}, key '{self.key.name}'"
 
-    @property
-    def volatile_content(self):
-        return self.bases[0].volatile_content
-
     def size_on_bases(self):
         return self.bases[0].num_blocks
 

@@ -174,10 +174,6 @@ cdef class DelayBdev(Bdev):
     def content_id(self):
         return self.bases[0].content_id
 
-    @property
-    def volatile_content(self):
-        return self.bases[0].volatile_content
-
     def size_on_bases(self):
         return self.bases[0].num_blocks
 

@@ -39,10 +39,6 @@ cdef class PartBdev(Bdev):
     def content_id(self):
         return f"{self.bases[0].content_id} from block {self.offset_blocks}"
 
-    @property
-    def volatile_content(self):
-        return self.bases[0].volatile_content
-
     def size_on_bases(self):
         """A part keeps its place: it is cut off where its base ends, and grows back with it."""
         return min(self.own_blocks, self.bases[0].num_blocks - self.offset_blocks)

@@ -201,10 +201,6 @@ cdef class StripedBdev(Bdev):
     def content_id(self):
         return content_id_of(self)
 
-    @property
-    def volatile_content(self):
-        return any(base.volatile_content for base in self.bases)
-
     def size_on_bases(self):
         return self.raid.size_on_bases()
 
