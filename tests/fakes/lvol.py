@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator
 
 from drivebay.bdev.base import Bdev, Channel
+from drivebay.bdev.lvol.extent_page import draw
 from drivebay.bdev.lvol.path import LvolBdev
 from drivebay.bdev.lvol.space import Space
 from drivebay.bdev.lvol.table import ClusterTable
@@ -37,6 +38,7 @@ class LvolMachine(Machine):
         self.needs = 0
         self.fulls = 0
         self.serving = True
+        self.mending = True
         self._busy = False
         self._pages = 0
         self._counts = 0
@@ -83,7 +85,16 @@ class LvolMachine(Machine):
         return done
 
     def serve(self) -> None:
-        """What control does about wants()."""
+        """What control does about failed_pages() and wants()."""
+        if self.space.failed_pages():
+            if not self.mending:
+                return
+            for table, page in self.space.failed_pages():
+                assert table.extent_pages is not None
+                place = PAGES_OFFSET + table.extent_pages[page] * PAGE_BYTES
+                image = draw(table, page, table.num_clusters)
+                self.disk(self.bdev).write(place // 512, image)
+            self.space.forget_failed()
         for table, index, cluster in self.space.wants():
             if cluster:
                 table.set(index, cluster)

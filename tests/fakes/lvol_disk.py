@@ -34,6 +34,7 @@ class MemoryDisk:
         self.log: list[tuple[str, int, bytes]] = []
         self.reads = 0
         self.fail_after: int | None = None  # writes until one fails
+        self.fails_late = False  # it fails when the data is on the disk
 
     @property
     def size(self) -> int:
@@ -53,6 +54,8 @@ class MemoryDisk:
         self._check(offset, len(data))
         if self.fail_after is not None:
             if self.fail_after == 0:
+                if self.fails_late:
+                    self.content[offset : offset + len(data)] = data
                 raise HostError("write to a test's disk", errno.EIO)
             self.fail_after -= 1
         self.log.append(("write", offset, bytes(data)))
@@ -127,18 +130,22 @@ async def fill(metadata: Metadata, blob: Blob, index: int, tag: int) -> None:
     disk, size = metadata.device, metadata.sb.cluster_bytes
     table = blob.table
     if not table.clusters[index]:
+        await metadata.begin_change()
         if table.extent_pages is None:
             metadata.free.allocate(table, index, 1)
             cluster = table.clusters[index]
             table.clusters[index] = 0
             await disk.write(cluster * size, pattern(metadata, tag))
             await disk.flush()
-            await family.save_clusters(metadata, blob, {index: cluster})
-            table.clusters[index] = cluster
+            try:
+                await family.save_clusters(metadata, blob, {index: cluster})
+            finally:
+                table.clusters[index] = cluster
+                if not metadata.is_known:
+                    metadata.free.release(table, index, 1)
             return
         if not table.extent_pages[index // ENTRIES_A_PAGE]:
             await family.add_extent_pages(metadata, blob, [index // ENTRIES_A_PAGE])
-        await metadata.begin_change()
         metadata.free.allocate(table, index, 1)
         await disk.write(table.clusters[index] * size, pattern(metadata, tag))
         await disk.flush()

@@ -277,3 +277,48 @@ def test_a_failed_write_stops_all_changes_and_a_new_load_has_a_whole_state() -> 
     while asyncio.run(scene(failed)):
         failed += 1
     assert failed > 3
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize(("run_lengths", "which"), [(False, 0), (False, 1), (True, 1)])
+def test_what_a_first_write_needs_fails_is_repeated_and_costs_nothing(
+    run_lengths: bool, which: int, late: bool
+) -> None:
+    """A new extent page, the root that names it, a chain of run lengths; on the disk or not."""
+
+    async def scene() -> None:
+        metadata = await small_store()
+        disk = metadata.device
+        assert isinstance(disk, MemoryDisk)
+        if run_lengths:
+            make = metadata.make_table
+            metadata.make_table = lambda count, blob_id, _: make(count, blob_id, False)
+        blob = await volumes.create(metadata, "n", UUID(int=20), 600 * CLUSTER, thin=True)
+        pages, free = metadata.free_page_count(), metadata.free.free
+        before = describe(metadata)
+        disk.fail_after, disk.fails_late = which, late
+        with pytest.raises(HostError):
+            await fill(metadata, blob, 5, 1)
+        if not metadata.is_known:
+            disk.fail_after = 0
+            with pytest.raises(HostError):
+                await fill(metadata, blob, 6, 2)
+        disk.fail_after = None
+        state = describe(await load(MemoryDisk(disk.content, 4096), make_table))
+        for name, value in state.items():
+            assert value[:-1] == before[name][:-1]
+            assert value == before[name] or (late and value[-1][5] == 1)  # still nobody else's
+        assert metadata.failure is None
+        await metadata.begin_change()
+        assert metadata.is_known
+        assert (metadata.free_page_count(), metadata.free.free) == (pages, free)
+        assert describe(await load(MemoryDisk(disk.content, 4096), make_table)) == before
+        await fill(metadata, blob, 5, 3)
+        after = describe(metadata)
+        await metadata.close()
+        loaded = await load(disk, make_table)
+        assert describe(loaded) == after != before
+        assert loaded.free.free == metadata.free.free == free - 1
+        assert loaded.free_page_count() == metadata.free_page_count()
+
+    asyncio.run(scene())

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
+from drivebay.bdev.error import ErrorBdev
 from drivebay.bdev.file import FileBdev
 from drivebay.bdev.lvol.free_map import FreeMap
 from drivebay.bdev.lvol.table import ClusterTable
 from drivebay.errors import HostError, InternalError, StateError, UsageError
 from tests.fakes.driver import Kind, Status
 from tests.fakes.lvol import LvolMachine
+from tests.fakes.stepped import malloc_bdev
 from tests.unit.test_lvol_path import CLUSTER, K16, base_ops, pattern, start_writes, status_of_write
 
 
@@ -244,6 +247,97 @@ def test_a_base_that_fails_costs_the_write_and_no_cluster(tmp_path: Path) -> Non
         assert disk.request(Kind.OUT, CLUSTER, pattern(512)).status == Status.IOERR
         assert (machine.space.free.free, table.allocated) == (free, 0)
         disk.write(0, pattern(512))
+
+
+def failing_machine() -> LvolMachine:
+    return LvolMachine(
+        cluster_bytes=4096, base=ErrorBdev("E", uuid4(), malloc_bdev(size_bytes=16 << 20))
+    )
+
+
+def fail_writes(machine: LvolMachine, count: int) -> None:
+    assert isinstance(machine.bdev, ErrorBdev)
+    machine.bdev.inject("write", "failure", count)
+
+
+def test_a_page_that_could_not_be_written_is_written_again_before_the_next_first_write() -> None:
+    """Its clusters are nobody's until then: the disk may say that they are this volume's."""
+    with failing_machine() as machine:
+        table, other = machine.cluster_table(600), machine.cluster_table(8)
+        disks = [machine.disk(machine.volume(one)) for one in (table, other)]
+        for disk in disks:
+            disk.write(0, pattern(512))
+        free = machine.space.free.free
+        machine.mending = False
+        fail_writes(machine, 1)
+        assert status_of_write(disks[0], 8, pattern(512)) == Status.IOERR
+        assert machine.space.free.free == free - 1
+        for disk in disks:  # control tries, and can't yet
+            assert status_of_write(disk, 16, pattern(512)) == Status.IOERR
+            disk.write(1, pattern(512, 2))  # the rest goes on
+        machine.settle(machine.space.freeze())
+        assert machine.space.failed_pages() == [(table, 0)]
+        machine.settle(machine.space.thaw())
+        assert machine.space.free.free == free - 1
+        machine.mending = True
+        disks[1].write(16, pattern(512, 3))
+        assert machine.space.free.free == free - 1  # the lost one came back, this one went
+        disks[0].write(8, pattern(512, 4))
+        assert disks[0].read(0, 4096 + 512) == (
+            pattern(512) + pattern(512, 2) + bytes(3072) + pattern(512, 4)
+        )
+        machine.check_disk(table, other)
+
+
+def test_all_pages_fail_at_once_and_nothing_waits_for_ever() -> None:
+    """More than can be written at the same time."""
+    with failing_machine() as machine:
+        table = machine.cluster_table(40 * 512)
+        disk = machine.disk(machine.volume(table))
+        for page in range(40):
+            disk.write(page * 512 * 8, pattern(512))
+        free = machine.space.free.free
+        machine.mending = False
+        fail_writes(machine, 1000)
+        writes = start_writes(disk, [(page * 512 + 1) * 8 for page in range(40)], pattern(512))
+        disk.wait_all()
+        assert {write.completion.status for write in writes if write.completion} == {Status.IOERR}
+        machine.settle(machine.space.freeze())
+        assert 1 <= len(machine.space.failed_pages()) <= 16
+        assert machine.space.free.free == free - len(machine.space.failed_pages())
+        machine.settle(machine.space.thaw())
+        assert isinstance(machine.bdev, ErrorBdev)
+        machine.bdev.clear("write")
+        machine.mending = True
+        start_writes(disk, [(page * 512 + 1) * 8 for page in range(40)], pattern(512))
+        disk.wait_all()
+        assert table.allocated == 80
+        machine.check_disk(table)
+
+
+def test_a_barred_space_gives_no_clusters_and_asks_control_each_time() -> None:
+    with LvolMachine() as machine:
+        tables = [machine.cluster_table(8, extent_table=pages) for pages in (True, False)]
+        disks = [machine.disk(machine.volume(table)) for table in tables]
+        for disk in disks:
+            disk.write(0, pattern(512))
+        machine.settle(machine.space.freeze())
+        machine.settle(machine.space.thaw(barred=True))
+        free, machine.serving = machine.space.free.free, False
+        for disk in disks:
+            machine.needs = 0
+            writes = start_writes(disk, [CLUSTER], pattern(512))
+            machine.step(10)
+            assert machine.needs == 1
+            machine.settle(machine.space.freeze())
+            machine.settle(machine.space.thaw(barred=True))
+            assert disk.wait(writes[0]).status == Status.IOERR
+            disk.write(1, pattern(512))
+        assert machine.space.free.free == free
+        machine.needs, machine.serving = 0, True
+        for disk in disks:
+            disk.write(CLUSTER, pattern(512))
+        assert [table.allocated for table in tables] == [2, 2]
 
 
 # --- the map of free clusters --------------------------------------------------------------

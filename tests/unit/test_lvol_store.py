@@ -7,11 +7,12 @@ import errno
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 
 from drivebay.bdev.base import Bdev
+from drivebay.bdev.error import ErrorBdev
 from drivebay.bdev.lvol.layout import StoreError
 from drivebay.bdev.lvol.store import Store
 from drivebay.bdev.lvol.stores import Stores
@@ -237,6 +238,65 @@ async def test_names_change_everywhere(scene: Scene) -> None:
     assert scene.stores.find(name="lvs") is None
     store = await scene.again()
     assert [(store.name, v.name) for v in store.volumes] == [("store", "new"), ("store", "w")]
+
+
+@played
+async def test_first_writes_fail_with_their_metadata_and_no_longer(scene: Scene) -> None:
+    """Whatever write of the metadata it is that fails; what was answered is there after a load."""
+    scene.base = ErrorBdev("errors", uuid4(), scene.base)
+    scene.registry.add(scene.base)
+    await scene.registry.examining.wait()
+    store = await scene.store()
+    volume = await store.create_volume("v", 600 * 64 * KIB, thin=True)
+    expected, free = bytearray(4 * CLUSTER), store.free_clusters
+    for count in range(1, 5):
+        offset = (count - 1) * CLUSTER
+        scene.base.inject("write", "failure", count)
+        failed = 0
+        for attempt in range(9):
+            try:
+                await scene.write(volume, offset, stripe(attempt, 512))
+            except DrivebayError:
+                failed += 1
+                assert store.metadata.failure is None
+            else:
+                expected[offset : offset + 512] = stripe(attempt, 512)
+                break
+        assert 0 < failed <= count
+        assert scene.base.left("write") == 0
+        assert store.free_clusters == free - count
+    scene.base.inject("write", "failure", 2)
+    with pytest.raises(DrivebayError):
+        await scene.write(volume, 5 * CLUSTER, stripe(1, 512))
+    with pytest.raises(DrivebayError):
+        await store.create_volume("w", CLUSTER)
+    await store.create_volume("w", CLUSTER)
+    assert store.free_clusters == free - 5
+    store = await scene.again()
+    assert store.free_clusters == free - 5
+    assert await scene.read(store.volumes[0], 0, 4 * CLUSTER) == expected
+
+
+@played
+async def test_after_a_failed_change_no_first_write_is_answered(scene: Scene) -> None:
+    """A cluster whose way on the disk is not known could be lost."""
+    scene.base = ErrorBdev("errors", uuid4(), scene.base)
+    scene.registry.add(scene.base)
+    await scene.registry.examining.wait()
+    store = await scene.store()
+    volume = await store.create_volume("v", 4 * CLUSTER, thin=True)
+    await scene.write(volume, 0, stripe(1))
+    scene.base.inject("write", "failure")
+    with pytest.raises(DrivebayError):
+        await store.snapshot(volume, "s")
+    await scene.write(volume, 0, stripe(2))
+    for _ in range(2):
+        with pytest.raises(DrivebayError):
+            await scene.write(volume, CLUSTER, stripe(3))
+        with pytest.raises(StoreError, match="takes no changes"):
+            await store.create_volume("w", CLUSTER)
+    store = await scene.again()
+    assert await scene.read(store.volumes[0], 0, 2 * CLUSTER) == stripe(2) + bytes(CLUSTER)
 
 
 @played

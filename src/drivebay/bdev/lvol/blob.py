@@ -337,15 +337,6 @@ def runs(clusters: Iterable[int]) -> list[tuple[int, int]]:
     return found
 
 
-def extent_page(blob_id: int, index: int, table: Table, num_clusters: int) -> bytes:
-    """The image of the extent page with entries from 512 * ``index`` on."""
-    start = index * layout.ENTRIES_A_PAGE
-    entries = table.clusters[start : min(start + layout.ENTRIES_A_PAGE, num_clusters)]
-    body = _START.pack(start) + entries.tobytes()
-    data = DESCRIPTOR.pack(layout.EXTENT_PAGE, len(body)) + body
-    return layout.Page(blob_id, 0, data.ljust(layout.DESCRIPTORS_LENGTH, b"\0")).pack()
-
-
 def extent_page_count(num_clusters: int) -> int:
     """How many extent pages that many clusters take."""
     return divide_up(num_clusters, layout.ENTRIES_A_PAGE)

@@ -15,6 +15,7 @@ from drivebay.bdev.lvol.blob import Blob
 from drivebay.bdev.lvol.layout import ENTRIES_A_PAGE, StoreError
 from drivebay.bdev.lvol.metadata import Dead, Metadata
 from drivebay.bdev.lvol.volumes import persist_further, require_touchable
+from drivebay.errors import DrivebayError
 
 # Going
 
@@ -328,22 +329,26 @@ async def decoupled(metadata: Metadata, blob: Blob) -> None:
 
 
 async def add_extent_pages(metadata: Metadata, blob: Blob, indexes: Iterable[int]) -> None:
-    """Give it the extent pages of these indexes, with no entries yet. Raises: DrivebayError."""
+    """Give it the extent pages of these indexes, with no entries yet.
+
+    Raises: DrivebayError, and it has none of them; what a failed write left is put right later.
+    """
     pages = blob.table.extent_pages
     assert pages is not None
     missing = [index for index in sorted(set(indexes)) if not pages[index]]
-    numbers = metadata.take_pages(len(missing))
     await metadata.begin_change()
+    numbers = metadata.take_pages(len(missing))
     for index, number in zip(missing, numbers, strict=True):
         pages[index] = number
     try:
-        for index, number in zip(missing, numbers, strict=True):
-            await metadata.write_extent_page(blob, index, number)
-        await metadata.persist(blob)
-    except StoreError:
+        with metadata.repeatable(blob):
+            for index, number in zip(missing, numbers, strict=True):
+                await metadata.write_extent_page(blob, index, number)
+            await metadata.persist(blob)
+    except DrivebayError:
         for index in missing:
             pages[index] = 0
-        metadata.give_pages(numbers)
+        metadata.drop_pages(blob, numbers)
         raise
 
 
@@ -356,4 +361,5 @@ async def save_clusters(metadata: Metadata, blob: Blob, new: dict[int, int]) -> 
     clusters = array("I", blob.table.clusters)
     for index, cluster in new.items():
         clusters[index] = cluster
-    await metadata.persist(blob, clusters=clusters)
+    with metadata.repeatable(blob):
+        await metadata.persist(blob, clusters=clusters)

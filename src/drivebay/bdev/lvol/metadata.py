@@ -4,25 +4,29 @@ The order makes a power cut harmless: pages that nothing refers to yet, a flush,
 that makes them count (a blob's root, in place), a flush. Whoever changes something calls
 begin_change() first, which marks the super block unclean; the used masks are written only when
 the store is closed. When a write fails, what is on disk is no longer known: nothing is changed
-after that until the store is opened again.
+after that until the store is opened again. What first writes need is simpler: a failed one leaves
+one blob's chain or one extent page unknown, and writing that again puts it right.
 
 Context: control; the store's space is frozen meanwhile.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 from drivebay.bdev.lvol import layout
-from drivebay.bdev.lvol.blob import Blob, Table, extent_page, write_chain
+from drivebay.bdev.lvol.blob import Blob, Table, write_chain
 from drivebay.bdev.lvol.layout import Page, StoreError, Super
 from drivebay.errors import DrivebayError
 
 if TYPE_CHECKING:
     from uuid import UUID
+
+    from drivebay.bdev.lvol.table import ClusterTable
 
 __all__ = ["CLEAR_DEFAULT", "CLEAR_NONE", "CLEAR_UNMAP", "CLEAR_ZEROES", "Metadata"]
 
@@ -85,6 +89,8 @@ class Metadata:
         self.clones: dict[int, list[int]] = {}  # of each snapshot that ever had one
         self.used_pages = bytearray(sb.md_len)  # a byte of 0 or 1 for each
         self.failure: DrivebayError | None = None
+        self._flush_failed = False
+        self._unsure: dict[int, list[int]] = {}  # blobs by id: pages that their chains may have
         self.copies: set[int] = set()  # pages with copies of others, see layout.pack_copy
         self.copy_count = 0
         self.free: FreeClusters = FreeMap(sb.total_clusters)
@@ -193,9 +199,14 @@ class Metadata:
                 hint="delete its base bdev and create it again; the store opens with it",
             )
 
+    @property
+    def is_known(self) -> bool:
+        """Whether the disk says what is in memory, as far as failed writes go."""
+        return self.failure is None and not self._unsure
+
     async def begin_change(self) -> None:
         """The super block says unclean before anything else changes. Raises: DrivebayError."""
-        self.require_changeable()
+        await self.heal([])
         if self.sb.clean:
             await self.write_super(replace(self.sb, clean=0))
 
@@ -219,7 +230,41 @@ class Metadata:
             await self.device.flush()
         except DrivebayError as error:
             self.failure = error
+            self._flush_failed = True  # who knows what of all that was written is lost
             raise
+
+    @contextlib.contextmanager
+    def repeatable(self, blob: Blob) -> Iterator[None]:
+        """A change of one blob that ends with its persist(); an error is mended by another one."""
+        try:
+            yield
+        except DrivebayError:
+            if not self._flush_failed:
+                self.failure = None
+            raise
+
+    def drop_pages(self, blob: Blob, numbers: Iterable[int]) -> None:
+        """Free pages that the blob was to have, when no chain on disk can name them."""
+        if blob.id in self._unsure:
+            self._unsure[blob.id] += numbers
+        else:
+            self.give_pages(numbers)
+
+    async def heal(self, pages: Sequence[tuple[Blob, int]]) -> None:
+        """Write again what failed writes left unknown: chains, and these extent pages of blobs.
+
+        Raises: DrivebayError; it can be tried again then, unless changes are over for good.
+        """
+        self.require_changeable()
+        for blob_id in list(self._unsure):
+            with self.repeatable(self.blobs[blob_id]):
+                await self.persist(self.blobs[blob_id])
+        for blob, index in pages:
+            assert blob.table.extent_pages is not None
+            with self.repeatable(blob):
+                await self.write_extent_page(blob, index, blob.table.extent_pages[index])
+        if pages:
+            await self.flush()
 
     async def write_page(self, number: int, data: bytes) -> None:
         """Write one metadata page. Raises: DrivebayError."""
@@ -248,8 +293,10 @@ class Metadata:
         self, blob: Blob, index: int, number: int, num_clusters: int | None = None
     ) -> None:
         """Write an extent page of the blob as its table is now. Raises: DrivebayError."""
+        from drivebay.bdev.lvol.extent_page import draw  # compiled; loaded with the first store
+
         count = blob.table.num_clusters if num_clusters is None else num_clusters
-        await self.write_page(number, extent_page(blob.id, index, blob.table, count))
+        await self.write_page(number, draw(cast("ClusterTable", blob.table), index, count))
 
     async def persist(
         self,
@@ -266,6 +313,7 @@ class Metadata:
         bodies = write_chain(blob, count, clusters)
         old = blob.pages[1:]
         new = self.take_pages(len(bodies) - 1)
+        unsure = self._unsure.setdefault(blob.id, [])
         numbers = [blob.root, *new]
         images = [
             Page(blob.id, sequence, body, following).pack()
@@ -273,6 +321,7 @@ class Metadata:
                 zip(bodies, [*new, layout.NO_PAGE], strict=True)
             )
         ]
+        unsure += new
         for number, image in zip(numbers[1:], images[1:], strict=True):
             await self.write_page(number, image)
         await self._copy_page(blob.root, images[0])
@@ -280,7 +329,8 @@ class Metadata:
         await self.write_page(blob.root, images[0])
         await self.flush()
         blob.pages = numbers
-        self.give_pages(old)
+        del self._unsure[blob.id]
+        self.give_pages({*old, *unsure}.difference(new))
 
     # Clusters that are no longer used
 
@@ -306,7 +356,7 @@ class Metadata:
 
     async def close(self) -> None:
         """Write the used masks and mark the store clean. Raises: DrivebayError."""
-        self.require_changeable()
+        await self.heal([])
         sb = self.sb
         if sb.clean:
             return
@@ -345,7 +395,7 @@ class Metadata:
 
         Raises: StoreError (ENOSPC) when it is smaller, or the mask of clusters can't grow so far.
         """
-        self.require_changeable()
+        await self.heal([])
         sb = self.sb
         grown = replace(sb, clean=0, size=self.device.size)
         if grown.size == sb.size:

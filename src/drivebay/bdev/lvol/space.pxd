@@ -37,6 +37,7 @@ cdef struct page_write_t:
     claims_t claims
     bint sent
     bint answered           # at once
+    bint failed             # it is kept until control has written the page again
 
 cdef struct space_t:
     reactor_t* reactor
@@ -57,6 +58,8 @@ cdef struct space_t:
     claim_t* buckets[BUCKETS]       # those that have a cluster, by table and index
     uint32_t active         # of them, those that control need not serve
     bint frozen
+    bint barred             # control says: nobody gets a cluster
+    uint32_t failed         # writes, of extent pages
     bint full_told
     message_t* freezer      # answered when nothing is active
     event_t event

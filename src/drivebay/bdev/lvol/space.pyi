@@ -32,8 +32,12 @@ class Space:
     def freeze(self) -> Answer:
         """Begin no allocation; answered when none is in flight. One at a time."""
 
-    def thaw(self) -> Answer:
-        """Go on. What wants() listed and did not get ends with an error, so serve it first."""
+    def thaw(self, *, barred: bool = False) -> Answer:
+        """Go on. What wants() listed and did not get ends with an error, so serve it first.
+
+        ``barred``: what is on disk is not known, so first writes end with an error; each asks
+        control first, so that it can try to put it right.
+        """
 
     @property
     def frozen(self) -> bool: ...
@@ -47,6 +51,15 @@ class Space:
         in table.extent_pages. Other ones: a table of run lengths; the cluster has its content:
         save the volume with it, and call table.set(index, cluster).
         """
+
+    def failed_pages(self) -> list[tuple[ClusterTable, int]]:
+        """Frozen only: (table, extent page) where a write failed; write each as its table is.
+
+        Until then first writes end with an error, after they have asked control.
+        """
+
+    def forget_failed(self) -> None:
+        """Frozen only: they are written, and stable. What they were to name is free again."""
 
     @property
     def cluster_bytes(self) -> int: ...

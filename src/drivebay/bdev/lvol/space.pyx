@@ -2,7 +2,6 @@
 
 from libc.errno cimport EIO, ENOMEM, ENOSPC
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
-from libc.string cimport memcpy, memset
 from posix.mman cimport (
     MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
 )
@@ -14,30 +13,20 @@ from drivebay.bdev.entry cimport bdev_submit
 from drivebay.bdev.lvol.contents cimport (
     Contents, claim_t, claims_append, claims_t, claims_take, contents_make, contents_t,
 )
+from drivebay.bdev.lvol.extent_page cimport (
+    extent_page_begin, extent_page_count, extent_page_end, extent_page_get, extent_page_put,
+)
 from drivebay.bdev.lvol.free_map cimport (
     FreeMap, bit_clear, bit_get, free_map_give, free_map_take,
 )
 from drivebay.bdev.lvol.table cimport ENTRIES_A_PAGE, ClusterTable, table_own, table_t
 from drivebay.bdev.lvol.turns cimport turn_due, turn_forget, turn_t
-from drivebay.memory.crc32c cimport crc32c_update
 from drivebay.memory.platform cimport store_release_u32, store_release_u64
 from drivebay.reactor.mailbox cimport (
     event_raise, mailbox_post, message_answer, message_t)
 from drivebay.reactor.reactor cimport reactor_t
 
 from drivebay.errors import HostError
-
-# An extent page (SPDK's struct spdk_blob_md_page, and its one descriptor): offsets and values.
-cdef enum:
-    PAGE_BLOB_ID = 0
-    PAGE_TYPE = 16
-    PAGE_LENGTH = 17        # of what follows it
-    PAGE_START = 21         # index of the first entry
-    PAGE_ENTRIES = 25
-    PAGE_NEXT = 4088
-    PAGE_CRC = 4092
-    PAGE_IMAGE_BYTES = 4096
-    TYPE_EXTENT_PAGE = 6
 
 
 # --- claims: in, and out -------------------------------------------------------------------
@@ -121,6 +110,16 @@ cdef void end(space_t* space, claim_t* claim, int32_t status) noexcept nogil:
     settled(space)
 
 
+cdef inline bint is_in_doubt(const space_t* space) noexcept nogil:
+    """Control has to put something right before anybody gets a cluster."""
+    return space.barred or space.failed != 0
+
+
+cdef inline bint lacks_page(const claim_t* claim) noexcept nogil:
+    return (claim.table.extent_pages != NULL
+            and claim.table.extent_pages[claim.index // ENTRIES_A_PAGE] == 0)
+
+
 cdef void admit(space_t* space, claim_t* claim) noexcept nogil:
     cdef table_t* table = claim.table
     cdef claim_t* leader
@@ -137,7 +136,7 @@ cdef void admit(space_t* space, claim_t* claim) noexcept nogil:
         claim.same = leader.same
         leader.same = claim
         return
-    if table.extent_pages != NULL and table.extent_pages[claim.index // ENTRIES_A_PAGE] == 0:
+    if is_in_doubt(space) or lacks_page(claim):
         claims_append(&space.needing, claim)
         event_raise(space.reactor.control, &space.event, SPACE_NEEDS)
         return
@@ -175,7 +174,10 @@ cdef void made(contents_t* contents, claim_t* claim) noexcept nogil:
 # --- extent pages --------------------------------------------------------------------------
 
 cdef page_write_t* page_write_of(space_t* space, const claim_t* claim) noexcept nogil:
-    """Where the claim may join, or NULL: its page is being written, or all are in use."""
+    """Where the claim may join, or NULL: its page is being written, or all are in use.
+
+    One that failed means that there is no place for it until control has put that right.
+    """
     cdef uint64_t page = claim.index // ENTRIES_A_PAGE
     cdef page_write_t* write
     cdef page_write_t* unused = NULL
@@ -185,7 +187,9 @@ cdef page_write_t* page_write_of(space_t* space, const claim_t* claim) noexcept 
         if write.table == NULL:
             unused = write
         elif write.table == claim.table and write.page == page:
-            return NULL if write.sent else write
+            return write if write.failed or not write.sent else NULL
+    if space.failed == PAGE_WRITES:
+        return write
     if unused != NULL:
         unused.table = claim.table
         unused.page = page
@@ -197,23 +201,12 @@ cdef page_write_t* page_write_of(space_t* space, const claim_t* claim) noexcept 
 cdef void draw_page(page_write_t* write) noexcept nogil:
     """The page as it will be. Bound: ENTRIES_A_PAGE, twice."""
     cdef const table_t* table = write.table
-    cdef uint64_t start = write.page * ENTRIES_A_PAGE
-    cdef uint32_t count = <uint32_t>min(table.num_clusters - start, <uint64_t>ENTRIES_A_PAGE)
-    cdef uint32_t first = <uint32_t>start, length = 4 + 4 * count, end = <uint32_t>-1, crc
-    cdef uint8_t* image = write.image
-    cdef claim_t* claim = write.claims.first
-    memset(image, 0, PAGE_IMAGE_BYTES)
-    memcpy(image + PAGE_BLOB_ID, &table.blob_id, 8)
-    image[PAGE_TYPE] = TYPE_EXTENT_PAGE
-    memcpy(image + PAGE_LENGTH, &length, 4)
-    memcpy(image + PAGE_START, &first, 4)
-    memcpy(image + PAGE_ENTRIES, table.clusters + start, 4 * count)
+    cdef const claim_t* claim = write.claims.first
+    extent_page_begin(write.image, table, write.page, extent_page_count(table, write.page))
     while claim != NULL:
-        memcpy(image + PAGE_ENTRIES + 4 * (claim.index - start), &claim.cluster, 4)
+        extent_page_put(write.image, claim.index, claim.cluster)
         claim = claim.next
-    memcpy(image + PAGE_NEXT, &end, 4)
-    crc = crc32c_update(0, image, PAGE_CRC)
-    memcpy(image + PAGE_CRC, &crc, 4)
+    extent_page_end(write.image)
 
 
 cdef void send_page(page_write_t* write) noexcept nogil:
@@ -244,13 +237,18 @@ cdef int page_done(io_t* io, void* context, uint64_t saved, uint64_t stamp) noex
 cdef void end_page(page_write_t* write) noexcept nogil:
     """The page is written: the tables may say so. Bound: ENTRIES_A_PAGE.
 
-    After an error nobody knows what the disk says; those clusters stay out of use.
+    After an error nobody knows what the disk says: those clusters stay out of use, and the
+    image is kept, until control has written the page again.
     """
     cdef space_t* space = write.space
     cdef table_t* table = write.table
     cdef claim_t* claim = write.claims.first
     cdef claim_t* following
-    write.table = NULL
+    if write.io.status < 0:
+        write.failed = True
+        space.failed += 1
+    else:
+        write.table = NULL
     if write.io.status == 0 and space.base.bdev.flags & BDEV_VOLATILE_CACHE:
         store_release_u64(&space.pages_written, space.pages_written + 1)
     while claim != NULL:
@@ -274,7 +272,11 @@ cdef void write_pages(space_t* space) noexcept nogil:
     while claim != NULL:
         following = claim.next
         write = page_write_of(space, claim)
-        claims_append(&space.ready if write == NULL else &write.claims, claim)
+        if write != NULL and write.failed:
+            free_map_give(space.free, claim.cluster)
+            end(space, claim, -EIO)
+        else:
+            claims_append(&space.ready if write == NULL else &write.claims, claim)
         claim = following
     for i in range(PAGE_WRITES):
         write = &space.writes[i]
@@ -326,10 +328,12 @@ cdef void act_thaw(message_t* message, void* reactor) noexcept nogil:
     space.needing.first = space.unsaved.first = NULL
     claim = claims_take(&needing)
     while claim != NULL:
-        if claim.table.extent_pages[claim.index // ENTRIES_A_PAGE]:
-            claims_append(&space.pending, claim)
-        else:
+        if is_in_doubt(space):
+            answer(space, claim, -EIO)
+        elif lacks_page(claim):
             answer(space, claim, -ENOSPC)
+        else:
+            claims_append(&space.pending, claim)
         claim = claims_take(&needing)
     claim = claims_take(&unsaved)
     while claim != NULL:
@@ -417,7 +421,8 @@ cdef class Space(EventOwner):
     def freeze(self):
         return self.base.reactor.ask(act_freeze, &self.raw, self)
 
-    def thaw(self):
+    def thaw(self, *, bint barred=False):
+        self.raw.barred = barred
         return self.base.reactor.ask(act_thaw, &self.raw, self)
 
     def close(self):
@@ -444,6 +449,33 @@ cdef class Space(EventOwner):
             found.append((<ClusterTable>claim.table.object, claim.index, claim.cluster))
             claim = claim.next
         return found
+
+    def failed_pages(self):
+        cdef int i
+        self.free.require_frozen()
+        return [
+            (<ClusterTable>self.raw.writes[i].table.object, self.raw.writes[i].page)
+            for i in range(PAGE_WRITES) if self.raw.writes[i].failed
+        ]
+
+    def forget_failed(self):
+        cdef page_write_t* write
+        cdef uint64_t start, index
+        cdef uint32_t cluster
+        cdef int i
+        self.free.require_frozen()
+        for i in range(PAGE_WRITES):
+            write = &self.raw.writes[i]
+            if not write.failed:
+                continue
+            start = write.page * ENTRIES_A_PAGE
+            for index in range(start, start + extent_page_count(write.table, write.page)):
+                cluster = extent_page_get(write.image, index)
+                if cluster and cluster != write.table.clusters[index]:
+                    free_map_give(&self.free.raw, cluster)
+            write.table = NULL
+            write.failed = False
+        self.raw.failed = 0
 
     def touch(self, ClusterTable table, uint64_t index):
         cdef Touch touch = Touch.__new__(Touch)

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Final, cast
 from uuid import UUID, uuid4
 
 from drivebay.bdev.lvol import family, volumes
-from drivebay.bdev.lvol.layout import ENTRIES_A_PAGE, StoreError
+from drivebay.bdev.lvol.layout import StoreError
 from drivebay.bdev.lvol.metadata import CLEAR_DEFAULT, CLEAR_UNMAP, CLEAR_ZEROES, Dead, Metadata
+from drivebay.bdev.lvol.needs import Needs
 from drivebay.bdev.lvol.presence import Presence, claimant
 from drivebay.bdev.lvol.volume import Volume
 from drivebay.errors import AlreadyExists, DrivebayError, HostError
@@ -70,6 +71,7 @@ class Store:
         self.space.free.used[:] = metadata.free.used
         self.space.free.recount()
         metadata.free = self.space.free
+        self._needs = Needs(metadata, self.space)
         self._presence = Presence(self)
 
     @property
@@ -157,44 +159,25 @@ class Store:
     async def _serve(self) -> None:
         async with self._metadata:
             if not self.closed:
-                async with self._frozen():
-                    pass  # whoever thaws serves first
+                with contextlib.suppress(DrivebayError):  # it was said
+                    async with self._frozen():
+                        pass  # whoever thaws serves first
 
     @contextlib.asynccontextmanager
     async def _frozen(self) -> AsyncIterator[None]:
-        """Nothing is allocated meanwhile; with ``_metadata`` held."""
+        """Nothing is allocated meanwhile, and the disk says what is in memory.
+
+        With ``_metadata`` held. Raises: DrivebayError when that is not so and can't be mended.
+        """
         await self.space.freeze()
         try:
+            await self._needs.heal()
             yield
         finally:
             try:
-                await self._serve_wants()
+                await self._needs.serve()
             finally:
-                await self.space.thaw()
-
-    async def _serve_wants(self) -> None:
-        pages: dict[int, set[int]] = {}
-        clusters: dict[int, dict[int, int]] = {}
-        tables: dict[int, ClusterTable] = {}
-        for table, index, cluster in self.space.wants():
-            tables[table.blob_id] = table
-            if cluster:
-                clusters.setdefault(table.blob_id, {})[index] = cluster
-            else:
-                pages.setdefault(table.blob_id, set()).add(index // ENTRIES_A_PAGE)
-        for blob_id, table in tables.items():
-            blob = self.metadata.blobs.get(blob_id)
-            if blob is None or blob.table is not table:
-                continue
-            try:
-                if blob_id in pages:
-                    await family.add_extent_pages(self.metadata, blob, pages[blob_id])
-                if blob_id in clusters:
-                    await family.save_clusters(self.metadata, blob, clusters[blob_id])
-                    for index, cluster in clusters[blob_id].items():
-                        table.set(index, cluster)
-            except DrivebayError as error:
-                _log.error("a first write to volume '%s' fails: %s", blob.name, error)
+                await self.space.thaw(barred=not self.metadata.is_known)
 
     # Changes
 
@@ -471,6 +454,7 @@ class Store:
             async with self._metadata:
                 await self.space.freeze()
                 try:
+                    await self._needs.heal()
                     await self.metadata.close()
                 except DrivebayError as error:
                     _log.error("lvol store '%s' could not be closed cleanly: %s", self.name, error)

@@ -1,0 +1,77 @@
+"""What first writes need of control: extent pages, saved run lengths, failed writes put right.
+
+Context: control; the space is frozen.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from drivebay.bdev.lvol import family
+from drivebay.bdev.lvol.layout import ENTRIES_A_PAGE
+from drivebay.errors import DrivebayError
+
+if TYPE_CHECKING:
+    from drivebay.bdev.lvol.metadata import Metadata
+    from drivebay.bdev.lvol.space import Space
+    from drivebay.bdev.lvol.table import ClusterTable
+
+__all__ = ["Needs"]
+
+_log = logging.getLogger(__name__)
+
+
+class Needs:
+    """Those of one store."""
+
+    def __init__(self, metadata: Metadata, space: Space) -> None:
+        self._metadata = metadata
+        self._space = space
+        self._told = False  # that writes fail
+
+    async def heal(self) -> None:
+        """Write again what failed writes left unknown. Raises: DrivebayError."""
+        failed = self._space.failed_pages()
+        if not failed and self._metadata.is_known:
+            return
+        blobs = self._metadata.blobs
+        try:
+            await self._metadata.heal([(blobs[table.blob_id], page) for table, page in failed])
+        except DrivebayError as error:
+            if not self._told:
+                _log.error("first writes in store '%s' fail: %s", self._metadata.name, error)
+            self._told = True
+            raise
+        self._space.forget_failed()
+        self._told = False
+        _log.warning(
+            "a write of the metadata of store '%s' had failed: it is repeated", self._metadata.name
+        )
+
+    async def serve(self) -> None:
+        """Give those who wait what they need; who gets nothing learns it from the thaw."""
+        if self._space.failed_pages() or not self._metadata.is_known:
+            return
+        pages: dict[int, set[int]] = {}
+        clusters: dict[int, dict[int, int]] = {}
+        tables: dict[int, ClusterTable] = {}
+        for table, index, cluster in self._space.wants():
+            tables[table.blob_id] = table
+            if cluster:
+                clusters.setdefault(table.blob_id, {})[index] = cluster
+            else:
+                pages.setdefault(table.blob_id, set()).add(index // ENTRIES_A_PAGE)
+        for blob_id, table in tables.items():
+            blob = self._metadata.blobs.get(blob_id)
+            if blob is None or blob.table is not table:
+                continue
+            try:
+                if blob_id in pages:
+                    await family.add_extent_pages(self._metadata, blob, pages[blob_id])
+                if blob_id in clusters:
+                    await family.save_clusters(self._metadata, blob, clusters[blob_id])
+                    for index, cluster in clusters[blob_id].items():
+                        table.set(index, cluster)
+            except DrivebayError as error:
+                _log.error("a first write to volume '%s' fails: %s", blob.name, error)
