@@ -42,6 +42,8 @@ class _Slot:
 class BdevChannels:
     """All channels into ``bdev``; the registry finds those of its bases."""
 
+    __slots__ = ("_bdev", "_quiet", "_registry", "_slots", "removed")
+
     def __init__(self, bdev: Bdev, registry: BdevRegistry) -> None:
         self._bdev = bdev
         self._registry = registry

@@ -32,6 +32,8 @@ class Claims:
     "lvol store 'a'"
     """
 
+    __slots__ = ("_claim",)
+
     def __init__(self) -> None:
         self._claim: _Claim | None = None
 

@@ -38,13 +38,14 @@ _log = logging.getLogger(__name__)
 SLOW_SECONDS = 5.0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class _Entry:
     bdev: Bdev
     channels: BdevChannels
     on_closed: Callable[[], None] | None = None
     listeners: list[Listener] = field(default_factory=list)
     claims: Claims = field(default_factory=Claims)
+    log_level: int = logging.INFO  # of its coming and going
     removed: bool = False
     closed: bool = False
 
@@ -118,16 +119,22 @@ class BdevRegistry:
         return bdev
 
     def add(self, bdev: Bdev, on_closed: Callable[[], None] | None = None) -> None:
-        """Make a finished bdev known; it is looked into soon. Raises: UsageError, AlreadyExists."""
+        """Make a finished bdev known; it is looked into soon. Raises: UsageError, AlreadyExists.
+
+        For those that come by the thousand: the log tells of them only in its details.
+        """
         self._check_free(bdev.name, bdev.uuid)
-        self._insert(bdev, on_closed)
+        self._insert(bdev, on_closed, logging.DEBUG)
         self.examining.arrive_soon(bdev)
 
-    def _insert(self, bdev: Bdev, on_closed: Callable[[], None] | None) -> None:
-        entry = _Entry(bdev, BdevChannels(bdev, self), on_closed)
+    def _insert(
+        self, bdev: Bdev, on_closed: Callable[[], None] | None, log_level: int = logging.INFO
+    ) -> None:
+        entry = _Entry(bdev, BdevChannels(bdev, self), on_closed, log_level=log_level)
         self._entries[bdev.name] = self._held[bdev] = self._by_uuid[str(bdev.uuid)] = entry
         self._by_alias |= dict.fromkeys(bdev.aliases, entry)
-        _log.info(
+        _log.log(
+            log_level,
             "bdev '%s' is here: %s, %d blocks of %d bytes",
             bdev.name,
             bdev.product_name,
@@ -310,12 +317,14 @@ class BdevRegistry:
         await asyncio.shield(self.spawn(self._remove(entry)))
 
     async def _remove(self, entry: _Entry) -> None:
-        await self._patiently(entry, self._call_listeners(entry, "remove"))
-        await self._patiently(entry, entry.channels.remove())
+        if entry.listeners:
+            await self._patiently(entry, self._call_listeners(entry, "remove"))
+        if entry.channels.in_use:
+            await self._patiently(entry, entry.channels.remove())
         # Whoever looks into it lets go at once now; its bases are free when this is answered.
         await self.examining.wait_for(entry.bdev)
         await entry.channels.wait_closing()
-        _log.info("bdev '%s' is removed", entry.bdev.name)
+        _log.log(entry.log_level, "bdev '%s' is removed", entry.bdev.name)
         self._tell("bdev_unregister", entry.bdev.name)
         await self._close_when_unused(entry)
 
@@ -338,7 +347,8 @@ class BdevRegistry:
             return
         entry.closed = True
         try:
-            await asyncio.to_thread(entry.bdev.close)
+            if _closes(entry.bdev):
+                await asyncio.to_thread(entry.bdev.close)
         finally:
             self._leaving.remove(entry)
             del self._held[entry.bdev]
@@ -430,6 +440,13 @@ def _from_the_top(bdevs: list[Bdev]) -> list[str]:
     for bdev in reversed(bdevs):
         put(bdev)
     return [bdev.name for bdev in order]
+
+
+def _closes(bdev: Bdev) -> bool:
+    """Whether its module has anything to give back at the end."""
+    from drivebay.bdev.base import Bdev  # compiled; loaded with the first bdev
+
+    return type(bdev).close is not Bdev.close
 
 
 def _call(callback: Callable[[], None] | None) -> None:

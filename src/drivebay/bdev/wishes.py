@@ -42,7 +42,7 @@ class Wishes:
     def __init__(self, registry: BdevRegistry) -> None:
         self._registry = registry
         self._wishes: list[Wish] = []
-        registry.examining.on_arrival(self._arrived)
+        registry.examining.on_arrival(self._arrived, self._awaited)
         registry.on_event(self._happened)
 
     def __iter__(self) -> Iterator[Wish]:
@@ -94,10 +94,18 @@ class Wishes:
             if wish.once and any(base not in self._registry for base in wish.made_on or ()):
                 self.forget(wish)
 
+    def _granted_by(self, bdev: Bdev, wish: Wish) -> list[Bdev] | None:
+        """The bases of a wish that can come true now that ``bdev`` is here."""
+        bases = self._bases_of(wish)
+        return bases if bases is not None and bdev in bases and bases != wish.made_on else None
+
+    def _awaited(self, bdev: Bdev) -> bool:
+        return any(self._granted_by(bdev, wish) is not None for wish in self._wishes)
+
     async def _arrived(self, bdev: Bdev) -> None:
         for wish in self:
-            bases = self._bases_of(wish)
-            if bases is None or bdev not in bases or bases == wish.made_on:
+            bases = self._granted_by(bdev, wish)
+            if bases is None:
                 continue
             try:
                 await self._make(wish, bases)

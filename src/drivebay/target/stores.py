@@ -31,7 +31,7 @@ class TargetStores:
         self._registry = registry
         self._owner = owner
         self._loaded: Stores | None = None
-        registry.examining.on_arrival(self._arrived)
+        registry.examining.on_arrival(self._arrived, self._awaited)
         registry.examining.on_examine(self._examine, lambda head: head.startswith(_SIGNATURE))
 
     def _load(self) -> Stores:
@@ -41,9 +41,11 @@ class TargetStores:
             self._loaded = Stores(self._registry, self._owner)
         return self._loaded
 
+    def _awaited(self, bdev: Bdev) -> bool:
+        return any(store.misses(bdev) for store in self)
+
     async def _arrived(self, bdev: Bdev) -> None:
-        if self._loaded is not None:
-            await self._loaded.arrived(bdev)
+        await self._load().arrived(bdev)
 
     async def _examine(self, bdev: Bdev) -> None:
         if "read" in bdev.io_types and bdev.num_blocks * bdev.block_size >= _SUPER_BLOCK_BYTES:

@@ -7,6 +7,7 @@ lengths in the chain itself (EXTENT_RLE), or as a table of extent pages (EXTENT_
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import struct
 from array import array
@@ -43,7 +44,7 @@ class Table(Protocol):
     def recount(self) -> None: ...
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Blob:
     """A blob in memory; ``pages`` is its chain, the first one is where its id says."""
 
@@ -56,6 +57,7 @@ class Blob:
     internal: dict[bytes, bytes] = field(default_factory=dict)
     pages: list[int] = field(default_factory=list)
     foreign: bool = False  # has descriptors of a newer version, which we could not write back
+    _uuid: UUID | None = None
 
     @property
     def root(self) -> int:
@@ -121,14 +123,13 @@ class Blob:
 
     @property
     def uuid(self) -> UUID | None:
-        """Its uuid, None if it has none that can be read."""
-        value = self.xattrs.get(b"uuid", b"")
-        try:
+        """Its uuid, None if it has none that can be read. It never changes."""
+        if self._uuid is None:
+            value = self.xattrs.get(b"uuid", b"")
             if len(value) == layout.UUID_LENGTH and value[-1] == 0:
-                return UUID(value[:-1].decode())
-        except ValueError:
-            pass
-        return None
+                with contextlib.suppress(ValueError):
+                    self._uuid = UUID(value[:-1].decode())
+        return self._uuid
 
     def set_reference(self, key: bytes, blob_id: int) -> None:
         """Note another blob in an internal xattr."""
@@ -139,7 +140,7 @@ class Blob:
 # Reading
 
 
-@dataclass
+@dataclass(slots=True)
 class Draft:
     """What a chain says, before the clusters are looked up."""
 

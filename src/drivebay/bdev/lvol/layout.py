@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import struct
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from drivebay.errors import DrivebayError
 from drivebay.memory.crc32c import crc32c
@@ -236,8 +236,7 @@ def _check_places(sb: Super) -> None:
         raise damaged(f"its metadata takes {end} pages, more than the store has")
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
     """A metadata page: spdk_blob_md_page."""
 
     blob_id: int

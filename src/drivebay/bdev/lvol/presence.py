@@ -7,9 +7,10 @@ to copy from. Context: control.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from drivebay.bdev.claims import READERS
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["Presence", "claimant"]
 
 _log = logging.getLogger(__name__)
+
+WIRED_AT_ONCE: Final = 256  # then the loop's other work has a turn
 
 
 def claimant(base: Bdev) -> str:
@@ -63,7 +66,9 @@ class Presence:
             except DrivebayError as error:
                 _log.warning("the external snapshot %s can't be used: %s", uuid, error)
                 self.missing.add(uuid)
-        for volume in self._store.volumes:
+        for count, volume in enumerate(self._store.volumes):
+            if count % WIRED_AT_ONCE == 0:
+                await asyncio.sleep(0)
             self.wire(volume.blob)
 
     async def stop(self) -> None:

@@ -216,6 +216,7 @@ class Store:
         volume = self._volumes[blob.id] = Volume(self, blob)
         self._presence.wire(blob)
         self._presence.show(volume)
+        _log.info("volume '%s' is here: %s, %d bytes", volume.alias, volume.unique_id, volume.size)
         return volume
 
     async def create_volume(
@@ -283,6 +284,7 @@ class Store:
                 self._presence.show(volume)
                 raise
             del self._volumes[volume.blob.id]
+            _log.info("volume '%s' is deleted", volume.alias)
             await self._presence.drop_unused()
             await self._bury(dead)
 

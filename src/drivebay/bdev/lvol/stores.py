@@ -16,6 +16,7 @@ from drivebay.bdev.claims import ONE_WRITER
 from drivebay.bdev.lvol import creation, layout
 from drivebay.bdev.lvol.base_device import BaseDevice
 from drivebay.bdev.lvol.layout import StoreError
+from drivebay.bdev.lvol.lifelong import forgotten, lifelong
 from drivebay.bdev.lvol.load import load, read_super
 from drivebay.bdev.lvol.metadata import CLEAR_UNMAP, CLEAR_ZEROES, Metadata
 from drivebay.bdev.lvol.presence import claimant
@@ -112,9 +113,10 @@ class Stores:
             )
         async with self._claimed(bdev) as (device, channel):
             await read_super(device)
-            metadata = await load(device, _make_table)
-            with self._reserved(metadata.name):
-                return await self._open(metadata, device, channel, zeroed=False)
+            with lifelong():
+                metadata = await load(device, _make_table)
+                with self._reserved(metadata.name):
+                    return await self._open(metadata, device, channel, zeroed=False)
 
     async def create(
         self,
@@ -211,12 +213,19 @@ class Stores:
         """Delete a store with all its volumes. Raises: DrivebayError."""
         self._forget(store)
         await store.destroy()
+        _log.info("lvol store '%s' on '%s' is deleted", store.name, store.base.name)
+        forgotten()
 
     async def close(self) -> None:
         """Close all of them cleanly, the newest first: one may stand on another's volume."""
         for store in reversed(list(self._stores)):
-            self._forget(store)
-            await store.unload()
+            await self._close(store)
+
+    async def _close(self, store: Store) -> None:
+        self._forget(store)
+        await store.unload()
+        _log.info("lvol store '%s' on '%s' is closed", store.name, store.base.name)
+        forgotten()
 
     def _forget(self, store: Store) -> None:
         if store not in self._stores:
@@ -230,5 +239,4 @@ class Stores:
             return
         for store in self:
             if store.base is bdev:
-                self._forget(store)
-                await store.unload()
+                await self._close(store)

@@ -26,6 +26,8 @@ def external_uuid(external_id: bytes) -> UUID | None:
 class Volume:
     """A logical volume of an open store. Context: control."""
 
+    __slots__ = ("bdev", "blob", "busy", "store")
+
     def __init__(self, store: Store, blob: Blob) -> None:
         self.store = store
         self.blob = blob

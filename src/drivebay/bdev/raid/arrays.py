@@ -44,7 +44,7 @@ class Arrays:
         self._registry = registry
         self._around = Surroundings(registry, reactor, options, self._forget, self._look_again)
         self._arrays: list[Array] = []
-        registry.examining.on_arrival(self._arrived)
+        registry.examining.on_arrival(self._arrived, self._awaited)
         registry.examining.on_examine(self.examine, lambda head: head.startswith(SIGNATURE))
 
     def __iter__(self) -> Iterator[Array]:
@@ -242,11 +242,17 @@ class Arrays:
 
     # Bdevs that arrive
 
+    def _awaits(self, array: Array, bdev: Bdev) -> bool:
+        if array.state != "configuring" or array.sb is not None:
+            return False
+        return any(slot.awaits(bdev) for slot in array.slots)
+
+    def _awaited(self, bdev: Bdev) -> bool:
+        return any(self._awaits(array, bdev) for array in self._arrays)
+
     async def _arrived(self, bdev: Bdev) -> None:
         for array in self:
-            if array.state != "configuring" or array.sb is not None:
-                continue
-            if not any(slot.awaits(bdev) for slot in array.slots):
+            if not self._awaits(array, bdev):
                 continue
             async with array.lock:
                 slot = next((slot for slot in array.slots if slot.awaits(bdev)), None)
