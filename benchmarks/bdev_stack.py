@@ -24,6 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import many_volumes
 import report
 from contenders import Case, Sample, Served
 from goals import OURS, Goal
@@ -41,8 +42,7 @@ DEPTH = 32
 CLUSTER_BYTES = 64 << 10
 STORE_BYTES = 64 << 30  # on a null disk: only what the store itself does is measured
 SMALL_STORE_BYTES = 256 << 20
-OPEN_LIMIT_S = 2.0
-SNAPSHOT_LIMIT_S = 0.05
+LIMITS_S = {"snapshot": 0.05, **many_volumes.LIMITS_S}
 
 Build = Callable[[Target, str], str]  # (target, the malloc disk) -> the bdev on top
 
@@ -272,35 +272,6 @@ def snapshot_seconds(target: Target, gibibytes: int, repeat: int) -> list[float]
     return times
 
 
-def open_seconds(target: Target, folder: Path, volumes: int, repeat: int) -> list[float]:
-    """From the bdev of a store with many volumes to the last of them, which can be used then.
-
-    What lies on the volumes is looked into afterwards.
-    """
-    file = folder / "store"
-    with file.open("wb") as made:
-        made.truncate(4 << 30)
-    disk = {"name": "many", "filename": str(file), "block_size": 4096}
-    target.call("bdev_aio_create", **disk)
-    store = {"bdev_name": "many", "lvs_name": "many"}
-    target.call("bdev_lvol_create_lvstore", **store, num_md_pages_per_cluster_ratio=1000)
-    for number in range(volumes):
-        volume = {"lvol_name": f"v{number}", "size_in_mib": 1, "lvs_name": "many"}
-        target.call("bdev_lvol_create", **volume, thin_provision=True)
-    times = []
-    for _ in range(repeat):
-        target.call("bdev_aio_delete", name="many")
-        began = time.monotonic()
-        target.call("bdev_aio_create", **disk)
-        target.call("bdev_get_bdevs", name=f"many/v{volumes - 1}", timeout=60_000)
-        times.append(time.monotonic() - began)
-        target.call("bdev_wait_for_examine")
-        if len(target.call("bdev_get_bdevs")) <= volumes:
-            raise DrivebayError(f"the store came back without its {volumes} volumes")
-    target.call("bdev_aio_delete", name="many")
-    return times
-
-
 def measure_volumes(
     targets: Sequence[Target], folder: Path, options: argparse.Namespace
 ) -> dict[str, Any]:
@@ -317,8 +288,8 @@ def measure_volumes(
             for gibibytes in (1, 1024):
                 times = snapshot_seconds(target, gibibytes, options.repeat)
                 found[f"snapshot of {gibibytes} GiB, s"] = times
-            times = open_seconds(target, folder, options.volumes, min(options.repeat, 3))
-            found[f"open with {options.volumes} volumes, s"] = times
+            repeat = min(options.repeat, 3)
+            found |= many_volumes.measure(target, folder, options.volumes, repeat)
     return found
 
 
@@ -358,8 +329,8 @@ def goals(rows: Sequence[Row], volumes: dict[str, Any]) -> list[Goal]:
         ratio = statistics.median(ours) / statistics.median(theirs)
         found.append(Goal("thin first writes against spdk", 1.5, ratio))
     for name, times in volumes.items():
-        if name.endswith(", s"):
-            limit = OPEN_LIMIT_S if name.startswith("open") else SNAPSHOT_LIMIT_S
+        limit = next((limit for what, limit in LIMITS_S.items() if name.startswith(what)), None)
+        if limit is not None:
             found.append(Goal(name, limit, statistics.median(times), at_least=False))
     return found
 
@@ -382,7 +353,9 @@ def run(options: argparse.Namespace) -> None:
     found = goals(rows, volumes)
     print(f"\n{table(rows)}\n")
     for what, values in volumes.items():
-        print(f"{what}: {spread(values, 1.0 if what.startswith('first') else 0.001)}")
+        seconds = what.endswith(", s")
+        shown = f"{what[:-1]}ms" if seconds else what
+        print(f"{shown}: {spread(values, 0.001 if seconds else 1.0)}")
     print(f"\n{report.show_goals(found)}")
     path = report.save(
         options.out,

@@ -330,7 +330,7 @@ async def both(real: Real, model: Model, step: tuple[Any, ...]) -> None:
 
 
 def check_free(metadata: Metadata) -> None:
-    """Exactly what volumes have is used."""
+    """Exactly what volumes have is used, names too."""
     owned = [c for blob in metadata.volumes() for c in blob.table.clusters if c]
     assert len(owned) == len(set(owned))
     taken = len(owned) + metadata.sb.metadata_clusters
@@ -341,6 +341,7 @@ def check_free(metadata: Metadata) -> None:
         for number in (*blob.pages, *filter(None, blob.table.extent_pages or ()))
     ]
     assert len(pages) == len(set(pages)) == sum(metadata.used_pages)
+    assert metadata.names == {blob.name for blob in metadata.volumes()}
 
 
 @settings(max_examples=25, deadline=None)

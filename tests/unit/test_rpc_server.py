@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from drivebay.errors import HostError, InUse, UsageError
-from drivebay.rpc.jsonrpc import RpcError
+from drivebay.rpc import dispatch
+from drivebay.rpc.jsonrpc import RpcError, encode_result
 from drivebay.rpc.schema import BDEV, RUNTIME, Method
 from drivebay.rpc.server import RpcServer
 
@@ -244,3 +245,29 @@ def test_closing_cuts_off_a_client_that_waits(folder: Path) -> None:
 
     asyncio.run(test())
     assert ended == ["yes"]
+
+
+def test_a_long_list_is_encoded_with_turns_for_others_and_as_a_short_one(folder: Path) -> None:
+    items = [{"name": f"disk {number}"} for number in range(1001)]
+    path, turns = folder / "rpc.sock", 0
+
+    async def many(target: Any, params: Any) -> Any:
+        return items
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    server = server_at(path)
+    server.dispatcher.methods["many"] = declared("many", many)
+
+    async def ask() -> None:
+        counting = asyncio.create_task(count())
+        answer = await server.dispatcher.answer(b'{"jsonrpc":"2.0","id":7,"method":"many"}')
+        counting.cancel()
+        assert answer == encode_result(7, items)
+        assert turns > len(items) // dispatch._ENCODED_AT_ONCE, turns
+
+    run_listening(server, ask)

@@ -23,7 +23,9 @@ _MOST: Final = (1 << 64) - 1
 
 def limits_of(bdev: Bdev) -> dict[str, int]:
     """What bdev_get_bdevs shows: 0 where there is no limit."""
-    rates = bdev.rates or (0, 0, 0, 0)
+    rates = bdev.rates
+    if rates is None:
+        return dict.fromkeys(LIMITS, 0)
     return {
         name: rate if name == _IOS else rate // _MIB
         for name, rate in zip(LIMITS, rates, strict=True)

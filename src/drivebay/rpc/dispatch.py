@@ -22,12 +22,15 @@ from drivebay.rpc.jsonrpc import (
     MAX_ANSWER_BYTES,
     METHOD_NOT_FOUND,
     PARSE_ERROR,
+    Id,
     InvalidParamsShape,
     ParseFault,
     RpcError,
     decode,
     encode_batch,
     encode_error,
+    encode_items,
+    encode_list,
     encode_result,
     parse_request,
 )
@@ -53,6 +56,7 @@ _NEEDS_STARTUP = (
     "line parameter and then issue this RPC before the framework_start_init RPC."
 )
 _HANGUP_PERIOD_S = 1.0
+_ENCODED_AT_ONCE = 200
 
 
 def _never() -> bool:
@@ -184,10 +188,21 @@ class Dispatcher:
             return encode_error(request.id, error)
         if request.id is None:
             return None
-        answer = encode_result(request.id, result)
+        answer = await _encode(request.id, result)
         if len(answer) > MAX_ANSWER_BYTES:
             return encode_error(request.id, RpcError(INTERNAL_ERROR, "the answer is too large"))
         return answer
+
+
+async def _encode(request_id: Id, result: object) -> bytes:
+    """What there are thousands of, as bdevs, is encoded in parts: others have their turn."""
+    if not isinstance(result, list) or len(result) <= _ENCODED_AT_ONCE:
+        return encode_result(request_id, result)
+    parts = []
+    for start in range(0, len(result), _ENCODED_AT_ONCE):
+        parts.append(encode_items(result[start : start + _ENCODED_AT_ONCE]))
+        await asyncio.sleep(0)
+    return encode_list(request_id, parts)
 
 
 def _show(what: str, message: bytes) -> None:

@@ -36,6 +36,8 @@ __all__ = [
     "decode",
     "encode_batch",
     "encode_error",
+    "encode_items",
+    "encode_list",
     "encode_result",
     "parse_request",
 ]
@@ -316,6 +318,24 @@ def encode_result(request_id: Id, result: object) -> bytes:
     b'{"jsonrpc":"2.0","id":1,"result":true}'
     """
     return _dumps({"jsonrpc": "2.0", "id": request_id, "result": result})
+
+
+def encode_items(items: list[Any]) -> bytes:
+    """Encode a part of a list that is too long to be encoded at once.
+
+    >>> encode_items([1, "a"])
+    b'1,"a"'
+    """
+    return _dumps(items)[1:-1]
+
+
+def encode_list(request_id: Id, parts: list[bytes]) -> bytes:
+    """Encode an answer whose result is a list, from what encode_items() made of its parts.
+
+    >>> encode_list(1, [b"1,2", b"3"])
+    b'{"jsonrpc":"2.0","id":1,"result":[1,2,3]}'
+    """
+    return encode_result(request_id, [])[: -len(b"]}")] + b",".join(parts) + b"]}"
 
 
 def encode_error(request_id: Id, error: RpcError) -> bytes:

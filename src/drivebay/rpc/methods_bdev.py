@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import functools
 import time
 from typing import TYPE_CHECKING, Any, Final
 
@@ -27,6 +29,7 @@ IO_TYPES: Final = (
 )  # fmt: skip
 
 
+_SHOWN_AT_ONCE: Final = 100  # then the loop's other work has a turn
 _FILTERS: Final = ("split", "gpt", "passthru", "delay", "error", "crypto")
 
 
@@ -36,6 +39,11 @@ def _is_memory(bdev: Bdev) -> bool:
     while below is not None and below.module in _FILTERS:
         below = below.bases[0]
     return below is not None and below.module == "malloc"
+
+
+@functools.cache
+def _supported(io_types: frozenset[str]) -> dict[str, bool]:
+    return {name: name in io_types for name in IO_TYPES}
 
 
 def describe(target: Target, bdev: Bdev) -> dict[str, Any]:
@@ -63,7 +71,7 @@ def describe(target: Target, bdev: Bdev) -> dict[str, Any]:
     if claim is not None:
         shown["claim_type"] = claim
     shown["zoned"] = False
-    shown["supported_io_types"] = {name: name in bdev.io_types for name in IO_TYPES}
+    shown["supported_io_types"] = _supported(bdev.io_types)
     shown["driver_specific"] = bdev.driver_specific()
     return shown
 
@@ -82,7 +90,7 @@ async def bdev_get_bdevs(target: Target, params: Params) -> Any:
     """Show bdevs in the order of their creation."""
     name = params["name"]
     if name is None:
-        return [describe(target, bdev) for bdev in target.registry]
+        return await _describe_all(target)
     if not params["timeout"]:
         return [describe(target, target.registry.get(name))]
     try:
@@ -91,6 +99,16 @@ async def bdev_get_bdevs(target: Target, params: Params) -> Any:
         waited = f"no bdev called '{name[:80]}' appeared within {params['timeout']} ms"
         raise HostError(waited, errno.ETIMEDOUT) from error
     return [describe(target, bdev)]
+
+
+async def _describe_all(target: Target) -> list[dict[str, Any]]:
+    shown = []
+    for count, bdev in enumerate(target.registry, 1):
+        if count % _SHOWN_AT_ONCE == 0:
+            await asyncio.sleep(0)
+        if bdev in target.registry:  # still
+            shown.append(describe(target, bdev))
+    return shown
 
 
 @method("bdev_wait_for_examine", RUNTIME)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from drivebay.errors import InUse, NotFound
 from drivebay.rpc.jsonrpc import INTERNAL_ERROR, INVALID_PARAMS, RpcError
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from drivebay.target.target import Target
 
 _MIB = 1 << 20
+_SHOWN_AT_ONCE: Final = 100  # then the loop's other work has a turn
 _NAME = Param("name", String(), required=True, doc="the volume")
 # Deleting refuses with a code of its own.
 _DELETE = ErrorStyle(INTERNAL_ERROR, "spdk_json_decode_object failed", INTERNAL_ERROR)
@@ -261,7 +263,14 @@ async def bdev_lvol_delete(target: Target, params: Params) -> Any:
 async def bdev_lvol_get_lvols(target: Target, params: Params) -> Any:
     """Show the volumes of one store, or of all."""
     stores = stores_meant(target, params["lvs_uuid"], params["lvs_name"])
-    return [_describe(volume) for store in stores for volume in store.volumes]
+    shown = []
+    for store in stores:
+        for count, volume in enumerate(store.volumes, 1):
+            if count % _SHOWN_AT_ONCE == 0:
+                await asyncio.sleep(0)
+            if volume in store:  # still
+                shown.append(_describe(volume))
+    return shown
 
 
 def _describe(volume: Volume) -> dict[str, Any]:

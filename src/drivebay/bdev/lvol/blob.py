@@ -157,14 +157,14 @@ class Draft:
 
 def descriptors(data: bytes) -> Iterator[tuple[int, memoryview]]:
     """Each descriptor of a page: its type and body. Raises: StoreError when one has no end."""
-    view = memoryview(data)
+    view = memoryview(data.ljust(layout.DESCRIPTORS_LENGTH, b"\0"))
     offset = 0
-    while offset + DESCRIPTOR.size <= len(data):
-        kind, length = DESCRIPTOR.unpack_from(data, offset)
+    while offset + DESCRIPTOR.size <= len(view):
+        kind, length = DESCRIPTOR.unpack_from(view, offset)
         if kind == layout.PADDING and length == 0:
             return
         offset += DESCRIPTOR.size
-        if length > len(data) - offset:
+        if length > len(view) - offset:
             raise damaged(f"a descriptor of type {kind} has {length} bytes, more than its page")
         yield kind, view[offset : offset + length]
         offset += length

@@ -57,6 +57,7 @@ async def delete(metadata: Metadata, blob: Blob) -> Dead:
     await metadata.zero_page(blob.root)
     metadata.unlink(blob)
     del metadata.blobs[blob.id]
+    metadata.names.remove(blob.name)
     metadata.clones.pop(blob.id, None)
     metadata.give_pages([*blob.pages[1:], *(blob.table.extent_pages or ())])
     metadata.used_pages[blob.root] = 0

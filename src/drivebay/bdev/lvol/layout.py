@@ -241,7 +241,7 @@ class Page(NamedTuple):
 
     blob_id: int
     sequence: int
-    descriptors: bytes
+    descriptors: bytes  # zeroes at their end may be missing: most of a page is that
     next: int = NO_PAGE
     reserved: int = 0
 
@@ -256,7 +256,7 @@ def unpack_page(data: bytes | memoryview) -> Page | None:
     if not is_sound(data):
         return None
     blob_id, sequence, reserved, descriptors, following = _PAGE.unpack_from(data)
-    return Page(blob_id, sequence, descriptors, following, reserved)
+    return Page(blob_id, sequence, descriptors.rstrip(b"\0"), following, reserved)
 
 
 # A copy of a page that is about to be overwritten in place, for the case that a power cut tears

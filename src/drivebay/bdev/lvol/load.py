@@ -367,7 +367,7 @@ class _Loader:
             raise damaged("the blob with the store's name is not there")
         if store.uuid is None:
             raise damaged("the store has no uuid")
-        names: set[str] = set()
+        names = metadata.names
         uuids: set[UUID] = {store.uuid}
         for blob in (store, *metadata.volumes()):
             name = blob.name

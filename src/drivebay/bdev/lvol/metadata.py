@@ -86,6 +86,7 @@ class Metadata:
         self.sb = sb
         self.make_table = make_table
         self.blobs: dict[int, Blob] = {}
+        self.names: set[str] = set()  # of the volumes
         self.clones: dict[int, list[int]] = {}  # of each snapshot that ever had one
         self.used_pages = bytearray(sb.md_len)  # a byte of 0 or 1 for each
         self.failure: DrivebayError | None = None

@@ -114,6 +114,9 @@ class Store:
         """All of them, in the order in which they came."""
         return list(self._volumes.values())
 
+    def __contains__(self, volume: Volume) -> bool:
+        return self._volumes.get(volume.blob.id) is volume
+
     def volume_table(self, blob: Blob) -> ClusterTable:
         """Its table, which is one of the data path here."""
         return cast("ClusterTable", blob.table)
@@ -202,7 +205,7 @@ class Store:
             raise StoreError(errno.ENODEV, "the lvol store was closed meanwhile")
 
     def _require_idle(self, volume: Volume) -> None:
-        if volume.blob.id not in self._volumes or self._volumes[volume.blob.id] is not volume:
+        if volume not in self:
             raise StoreError(errno.ENODEV, "the volume was deleted meanwhile")
         if volume.busy is not None:
             raise StoreError(errno.EBUSY, f"volume '{volume.name}' is being {volume.busy}")
@@ -397,7 +400,7 @@ class Store:
         try:
             while lacking := family.lacking(self.metadata, volume.blob, everything=everything):
                 await self._touch(volume, lacking)
-                if self.closed or volume.blob.id not in self._volumes:
+                if self.closed or volume not in self:
                     raise StoreError(errno.ENODEV, "the volume was deleted meanwhile")
         finally:
             volume.busy = None

@@ -32,9 +32,7 @@ def check_name(name: str, what: str) -> bytes:
 
 def _check_new_name(metadata: Metadata, name: str) -> bytes:
     raw = check_name(name, "a volume")
-    ended = raw + b"\0"
-    found = (blob.xattrs.get(b"name", b"") for blob in metadata.volumes())
-    if any(value.startswith(ended) or value == raw for value in found):
+    if name in metadata.names:
         raise StoreError(
             errno.EEXIST, f"store '{metadata.name}' has a volume called '{name}' already"
         )
@@ -134,6 +132,7 @@ async def _write_new(metadata: Metadata, blob: Blob) -> None:
         metadata.give_pages([blob.root, *(blob.table.extent_pages or ())])
         raise
     metadata.blobs[blob.id] = blob
+    metadata.names.add(blob.name)
     metadata.link(blob)
 
 
@@ -197,6 +196,7 @@ async def snapshot(metadata: Metadata, blob: Blob, name: str, uuid: UUID) -> Blo
         raise
     metadata.unlink(blob)
     metadata.blobs[new.id] = new
+    metadata.names.add(name)
     metadata.link(new)
     forget_clusters(blob)
     blob.internal.pop(layout.EXTERNAL_ID, None)
@@ -234,11 +234,14 @@ async def persist_further(metadata: Metadata, blob: Blob) -> None:
 
 async def rename(metadata: Metadata, blob: Blob, name: str) -> None:
     """Give it another name. Raises: DrivebayError."""
-    if name == blob.name:
+    old = blob.name
+    if name == old:
         return
     raw_name = _check_new_name(metadata, name)
     _require_writable(blob, "renamed")
     await _change_xattr(metadata, blob, raw_name)
+    metadata.names.add(name)
+    metadata.names.remove(old)
 
 
 async def rename_store(metadata: Metadata, name: str) -> None:
