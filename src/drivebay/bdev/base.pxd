@@ -21,7 +21,7 @@ from drivebay.reactor.io cimport (
     IO_WRITE, IO_WRITE_ZEROES, SUBMIT_DONE, SUBMIT_PENDING, SUBMIT_QUEUED, io_complete, io_list_t,
     io_push, io_t, iovec,
 )
-from drivebay.reactor.mailbox cimport Answer, message_answer, message_t
+from drivebay.reactor.mailbox cimport Answer, message_t
 from drivebay.reactor.reactor cimport Reactor, reactor_t
 
 cdef struct op_stats_t:
@@ -45,6 +45,7 @@ cdef struct bdev_t:
     uint32_t buffer_mask    # alignment of buffers minus one
     uint32_t length_mask    # the same of their lengths; only with a buffer_mask
     uint32_t frames         # that an I/O may need from here down, the entry's included
+    uint32_t depth          # of the bdevs below
 
 # channel_t.flags
 cdef enum:
@@ -55,19 +56,25 @@ cdef enum:
 
 cdef struct channel_t:
     int (*submit)(channel_t* channel, io_t* io) noexcept nogil
-    # Optional: before the first I/O, and after the last one.
-    void (*enter)(channel_t* channel) noexcept nogil
-    void (*leave)(channel_t* channel) noexcept nogil
     bdev_t* bdev
     reactor_t* reactor
     void* module            # the module's own
     uint32_t flags
     uint32_t inflight       # in the module, or waiting for a bounce buffer
     message_t* draining     # those answered when inflight is 0
+    histogram_t* histogram  # NULL: nobody wants one
+    # A short cut for a bdev that hands down an I/O with no more than another offset: the
+    # base's channel, to which it goes ``shift`` bytes further, or as ``place`` sets io.offset,
+    # unless that says no. ``submit`` has to do the same for the I/O that it gets.
+    channel_t* through
+    bint (*place)(channel_t* channel, io_t* io) noexcept nogil
+    uint64_t shift
+    # Optional: before the first I/O, and after the last one.
+    void (*enter)(channel_t* channel) noexcept nogil
+    void (*leave)(channel_t* channel) noexcept nogil
     io_list_t held          # those held back
     bounce_t* bounces       # free bounce buffers
     io_list_t unbounced     # those waiting for one
-    histogram_t* histogram  # NULL: nobody wants one
     throttle_t* throttle    # NULL: there was no limit yet
     op_stats_t stats[IO_OPERATIONS]
 
@@ -80,26 +87,6 @@ cdef struct bounce_t:
     uint32_t iov_count
     iovec part              # what the module sees
     uint8_t* buffer
-
-cdef inline void channel_leave(channel_t* channel) noexcept nogil:
-    """Nothing is in flight: the end of a channel that closes."""
-    if channel.flags & CHANNEL_CLOSING and channel.leave != NULL:
-        channel.leave(channel)
-
-cdef inline void channel_settle(channel_t* channel) noexcept nogil:
-    """One I/O less in flight; the last one answers those who wait for that."""
-    cdef message_t* message
-    cdef message_t* following
-    channel.inflight -= 1
-    if channel.inflight or channel.draining == NULL:
-        return
-    channel_leave(channel)
-    message = channel.draining
-    channel.draining = NULL
-    while message != NULL:
-        following = message.next
-        message_answer(message, 0)
-        message = following
 
 cdef class Bdev:
     cdef bdev_t raw
@@ -119,6 +106,8 @@ cdef class Bdev:
     cdef Histogram closed_histogram
     cdef int share_of(self, int core) except -1
     cdef int stand_on(self, list bases, int own_frames=*, bint by_children=*) except -1
+    cdef int stand_through(self, Bdev base) except -1
+    cdef int stand(self, list bases, uint32_t frames) except -1
 
 cdef class Channel:
     cdef channel_t raw

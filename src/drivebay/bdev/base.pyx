@@ -15,7 +15,7 @@ from posix.mman cimport (
 
 from drivebay.bdev.bounce cimport BOUNCE_BYTES, BOUNCE_COUNT
 from drivebay.bdev.entry cimport (
-    channel_let_pass, channel_limits_changed, channel_release_held)
+    channel_drained, channel_let_pass, channel_limits_changed, channel_release_held)
 from drivebay.bdev.qos cimport QOS_SHARES, qos_set
 from drivebay.memory.platform cimport (
     load_relaxed_u32, load_relaxed_u64, store_release_u32, store_relaxed_u64)
@@ -62,6 +62,7 @@ cdef uint64_t NEVER = <uint64_t>-1
 
 cdef enum:
     FRONT_END_FRAMES = 1
+    MOST_DEPTH = 64         # far more than anybody needs; bdev/entry counts up to 255
 
 
 # --- on the reactor ------------------------------------------------------------------------
@@ -80,12 +81,10 @@ cdef void act_activate(message_t* message, void* reactor) noexcept nogil:
 
 cdef void answer_when_drained(message_t* message) noexcept nogil:
     cdef channel_t* channel = channel_of(message)
+    message.next = channel.draining
+    channel.draining = message
     if channel.inflight == 0:
-        channel_leave(channel)
-        message_answer(message, 0)
-    else:
-        message.next = channel.draining
-        channel.draining = message
+        channel_drained(channel)
 
 
 cdef void act_gate(message_t* message, void* reactor) noexcept nogil:
@@ -225,8 +224,9 @@ cdef class Channel:
         for i in range(IO_OPERATIONS):
             s = &self.raw.stats[i]
             least = s.min_ticks
-            out[OPERATIONS[i]] = OpStats(s.ops, s.bytes, s.errors, s.ticks, s.max_ticks,
-                                         0 if least == NEVER else least)
+            # A flush moves nothing, though it may have the length of the write it follows.
+            out[OPERATIONS[i]] = OpStats(s.ops, 0 if i == IO_FLUSH else s.bytes, s.errors,
+                                         s.ticks, s.max_ticks, 0 if least == NEVER else least)
         return out
 
     def clear_stats(self, mode):
@@ -248,9 +248,8 @@ cdef uint32_t frames_below(Bdev base) noexcept:
     """Those that an I/O needs from a bdev on down, the entry's included."""
     if base.bases:
         return base.raw.frames
-    if base.raw.buffer_mask:
-        return 2        # a bounce buffer's
-    return 2 if base.raw.flags & (BDEV_VOLATILE_CACHE | BDEV_FUA) == BDEV_VOLATILE_CACHE else 1
+    # A bounce buffer's, or the one that waits for the flush behind a write.
+    return 2 if base.raw.buffer_mask or base.raw.flags & BDEV_VOLATILE_CACHE else 1
 
 
 cdef class Bdev:
@@ -286,15 +285,25 @@ cdef class Bdev:
         """
         cdef Bdev base
         cdef uint32_t deepest = 1       # a flush behind a write
+        for base in bases:
+            if base is not None and not by_children:
+                deepest = max(deepest, frames_below(base))
+        return self.stand(bases, deepest + 1 + own_frames)
+
+    cdef int stand_through(self, Bdev base) except -1:
+        """The same where every I/O goes through to the base, whose entry's frame it shares."""
+        return self.stand([base], frames_below(base))
+
+    cdef int stand(self, list bases, uint32_t frames) except -1:
+        cdef Bdev base
         self.bases = bases
+        self.raw.frames = frames
         self.raw.flags = BDEV_FUA       # it is handed down
         for base in bases:
             if base is not None:
-                if not by_children:
-                    deepest = max(deepest, frames_below(base))
                 self.raw.flags |= base.raw.flags & BDEV_VOLATILE_CACHE
-        self.raw.frames = deepest + 1 + own_frames
-        if self.raw.frames > IO_FRAMES - FRONT_END_FRAMES:
+                self.raw.depth = max(self.raw.depth, base.raw.depth + 1)
+        if frames > IO_FRAMES - FRONT_END_FRAMES or self.raw.depth > MOST_DEPTH:
             raise UsageError(
                 f"bdev '{self.name}' would stand on too many others, one on top of the other",
                 hint="leave out one of the bdevs between it and the disk")

@@ -42,10 +42,17 @@ cdef inline bint take(injection_t* injection) noexcept nogil:
             return True
 
 
+cdef bint error_place(channel_t* channel, io_t* io) noexcept nogil:
+    """Nothing is injected: straight to the base."""
+    cdef error_t* error = <error_t*>channel.module
+    return (io.operation >= INJECTIONS
+            or load_acquire_u32(&error.injections[io.operation].left) == 0)
+
+
 cdef int start(error_t* error, io_t* io) noexcept nogil:
     """Submit an I/O, or let it suffer what is injected. As channel.submit."""
     cdef injection_t* injection = &error.injections[io.operation]
-    if io.operation >= INJECTIONS or load_acquire_u32(&injection.left) == 0:
+    if error_place(error.channel, io):
         return bdev_submit(error.base, io)
     if error.channel.inflight - error.held < load_relaxed_u64(&injection.queue_depth):
         return bdev_submit(error.base, io)
@@ -65,7 +72,12 @@ cdef int start(error_t* error, io_t* io) noexcept nogil:
 
 
 cdef int error_submit(channel_t* channel, io_t* io) noexcept nogil:
-    return start(<error_t*>channel.module, io)
+    cdef error_t* error = <error_t*>channel.module
+    cdef int how
+    error.held += 1     # it is none of those with the base
+    how = start(error, io)
+    error.held -= 1
+    return how
 
 
 cdef int hold(error_t* error, io_list_t* waiting, io_t* io) noexcept nogil:
@@ -240,6 +252,8 @@ cdef class ErrorChannel(Channel):
             self.corruptions[i].error = &self.error
             self.corruptions[i].next = self.error.free
             self.error.free = &self.corruptions[i]
+        self.raw.through = &base.raw
+        self.raw.place = error_place
         self.raw.submit = error_submit
         self.raw.module = &self.error
 

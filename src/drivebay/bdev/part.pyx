@@ -1,25 +1,17 @@
-"""A part hands every I/O to its base, with the start of the part added to its offset."""
+"""A part's I/O goes through to its base, the start of the part further."""
 
-from drivebay.bdev.base cimport Bdev, Channel, channel_t, io_t
-from drivebay.bdev.entry cimport bdev_submit
+from drivebay.bdev.base cimport Bdev, Channel
+from drivebay.bdev.entry cimport submit_through
 
 from drivebay.errors import UsageError
-
-
-cdef int part_submit(channel_t* channel, io_t* io) noexcept nogil:
-    """The entry has checked the range against the part, and restores the offset."""
-    cdef part_t* part = <part_t*>channel.module
-    io.offset += part.start
-    return bdev_submit(part.base, io)
 
 
 cdef class PartChannel(Channel):
     def __init__(self, PartBdev bdev, reactor, Channel base):
         Channel.__init__(self, bdev, reactor)
-        self.part.base = &base.raw
-        self.part.start = bdev.offset_blocks * bdev.block_size
-        self.raw.submit = part_submit
-        self.raw.module = &self.part
+        self.raw.submit = submit_through
+        self.raw.through = &base.raw
+        self.raw.shift = bdev.offset_blocks * bdev.block_size
 
 
 cdef class PartBdev(Bdev):
@@ -31,7 +23,7 @@ cdef class PartBdev(Bdev):
                 f"from block {offset_blocks} on that bdev '{name}' would be")
         self.offset_blocks = offset_blocks
         self.own_blocks = num_blocks
-        self.stand_on([base])
+        self.stand_through(base)
         self.readonly = base.readonly
         self.raw.operations = base.raw.operations
 

@@ -2,19 +2,15 @@
 pattern of every other filter.
 """
 
-from drivebay.bdev.base cimport Bdev, Channel, channel_t, io_t
-from drivebay.bdev.entry cimport bdev_submit
-
-
-cdef int passthru_submit(channel_t* channel, io_t* io) noexcept nogil:
-    return bdev_submit(<channel_t*>channel.module, io)
+from drivebay.bdev.base cimport Bdev, Channel
+from drivebay.bdev.entry cimport submit_through
 
 
 cdef class PassthruChannel(Channel):
     def __init__(self, Bdev bdev, reactor, Channel base):
         Channel.__init__(self, bdev, reactor)
-        self.raw.submit = passthru_submit
-        self.raw.module = &base.raw     # open for longer than this one
+        self.raw.submit = submit_through
+        self.raw.through = &base.raw     # open for longer than this one
 
 
 cdef class PassthruBdev(Bdev):
@@ -23,7 +19,7 @@ cdef class PassthruBdev(Bdev):
 
     def __init__(self, str name, uuid, Bdev base):
         Bdev.__init__(self, name, uuid, base.block_size, base.num_blocks)
-        self.stand_on([base])
+        self.stand_through(base)
         self.readonly = base.readonly
         self.raw.operations = base.raw.operations
 

@@ -2,6 +2,11 @@
 
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
+# Cython's own macros: which way a branch nearly always goes.
+cdef extern from *:
+    bint likely(bint condition) noexcept nogil
+    bint unlikely(bint condition) noexcept nogil
+
 cdef extern from "drivebay/memory/platform.h" nogil:
     uint16_t load_acquire_u16(const void* p) noexcept
     uint32_t load_acquire_u32(const void* p) noexcept

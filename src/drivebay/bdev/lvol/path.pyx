@@ -1,7 +1,7 @@
 """A volume's reads and writes: see path.pxd.
 
-An I/O within one cluster that is allocated goes on to the base at once; so does one across
-clusters that lie side by side. The others fan out, one child for each run of clusters that can
+An I/O within one cluster that is allocated goes through to the base; one across
+clusters that lie side by side is handed to it. The others fan out, one child for each run of clusters that can
 be treated alike; children go to a channel of the volume's own that no gate holds, since
 whoever gates the volume waits for their parents. Context: reactor, except the classes.
 """
@@ -99,19 +99,26 @@ cdef inline bint is_unstable(const volume_t* volume) noexcept nogil:
                               != load_acquire_u64(&volume.space.pages_stable))
 
 
-cdef int lvol_submit(channel_t* channel, io_t* io) noexcept nogil:
+cdef bint lvol_place(channel_t* channel, io_t* io) noexcept nogil:
+    """Whether it lies in one cluster that is allocated, as nearly every I/O does; and where."""
     cdef volume_t* volume = <volume_t*>channel.module
     cdef uint64_t index, within
     cdef uint32_t cluster
-    if io.operation != IO_FLUSH:
-        index = cluster_index(volume, io.offset)
-        within = io.offset - index * volume.cluster_bytes
-        cluster = table_own(volume.table[0], index)
-        if (cluster and within + io.length <= volume.cluster_bytes
-                and not (io.flags & IO_FUA and is_unstable(volume))):
-            io.offset = cluster * volume.cluster_bytes + within
-            return bdev_submit(volume.base, io)
-    return submit_anything(volume, io)
+    if io.operation == IO_FLUSH:
+        return False
+    index = cluster_index(volume, io.offset)
+    within = io.offset - index * volume.cluster_bytes
+    cluster = table_own(volume.table[0], index)
+    if cluster == 0 or within + io.length > volume.cluster_bytes:
+        return False
+    if io.flags & IO_FUA and is_unstable(volume):
+        return False
+    io.offset = cluster * volume.cluster_bytes + within
+    return True
+
+
+cdef int lvol_submit(channel_t* channel, io_t* io) noexcept nogil:
+    return submit_anything(<volume_t*>channel.module, io)
 
 
 cdef int submit_anything(volume_t* volume, io_t* io) noexcept nogil:
@@ -293,10 +300,6 @@ cdef channel_t* next_part(channel_t* channel, fan_t* fan, child_t* child) noexce
     return NULL
 
 
-cdef int part_submit(channel_t* channel, io_t* io) noexcept nogil:
-    return submit_anything(<volume_t*>channel.module, io)
-
-
 cdef fan_ops_t PARTS
 PARTS.next_child = next_part
 
@@ -328,13 +331,15 @@ cdef class LvolChannel(Channel):
             volume.memory[i].volume = volume
             volume.memory[i].next = volume.free
             volume.free = &volume.memory[i]
-        volume.part.submit = part_submit
+        volume.part.submit = lvol_submit
         volume.part.bdev = &volume.part_bdev
         volume.part.reactor = &self.reactor.raw
         volume.part.module = volume
         volume.part_bdev.size = <uint64_t>-1
         volume.part_bdev.block_size = 1
         volume.part_bdev.operations = (1 << IO_OPERATIONS) - 1
+        self.raw.through = &base.raw
+        self.raw.place = lvol_place
         self.raw.submit = lvol_submit
         self.raw.module = volume
 
