@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from drivebay.cli.connection import call, connect
+from drivebay.cli.connection import call
 from drivebay.cli.disk import show_disk
 from drivebay.cli.disk_change import plan_snapshot
+from drivebay.cli.following import call_to_the_end, lvol_of
 from drivebay.cli.inventory import Disk, Inventory, check_name, read_inventory
 from drivebay.cli.output import DONE
-from drivebay.cli.progress import watch
 from drivebay.cli.steps import Plan, carry_out
 from drivebay.errors import AlreadyExists, StateError
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["clone"]
 
-# A copy of a large disk takes hours; the answer comes when it is done.
-_COPY_LIMIT_S: Final = 7 * 24 * 3600.0
 _LAYERS_MOST: Final = 1024
 
 
@@ -76,26 +74,7 @@ def _plan_own_snapshot(
 
 def _copy(client: Client, socket: str | None, name: str) -> None:
     """Take over the parents' clusters, layer by layer, so that the clone stays thin."""
-    with connect(socket, _COPY_LIMIT_S) as worker:
-        for _ in range(_LAYERS_MOST):
-            lvol = _lvol(client, name)
-            if "base_snapshot" not in lvol:
-                return
-            pool = name.partition("/")[0]
-            below = _lvol(client, f"{pool}/{lvol['base_snapshot']}")["num_allocated_clusters"]
-            had = lvol["num_allocated_clusters"]
-
-            def look(had: int = had, below: int = below) -> tuple[int, int]:
-                return _lvol(client, name)["num_allocated_clusters"] - had, below
-
-            watch(
-                f"copying {name}",
-                lambda: call(worker, "bdev_lvol_decouple_parent", {"name": name}),
-                look,
-            )
-
-
-def _lvol(client: Client, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = call(client, "bdev_get_bdevs", {"name": name})[0]
-    specific: dict[str, Any] = found["driver_specific"]["lvol"]
-    return specific
+    for _ in range(_LAYERS_MOST):
+        if "base_snapshot" not in lvol_of(client, name):
+            return
+        call_to_the_end(client, socket, "bdev_lvol_decouple_parent", {"name": name})

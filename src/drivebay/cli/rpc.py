@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from drivebay.cli.arguments import Parser, add_socket_option
 from drivebay.cli.connection import call, connect
+from drivebay.cli.following import call_to_the_end, follow
 from drivebay.cli.output import DONE, print_json, print_warning
 from drivebay.errors import DrivebayError, HostError, UsageError
 
@@ -47,8 +48,9 @@ def main(arguments: list[str]) -> int:
         if found.method == "save_config":
             result: Any = save_config(client)
         else:
-            result = call(client, found.method, params)
-    print_json(result)
+            result = call_to_the_end(client, found.socket, found.method, params)
+        print_json(result)
+        follow(client, found.method, params, result)
     return DONE
 
 
