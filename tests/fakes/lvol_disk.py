@@ -12,6 +12,7 @@ from uuid import UUID
 from drivebay.bdev.lvol import family
 from drivebay.bdev.lvol.blob import Blob
 from drivebay.bdev.lvol.creation import create_store, plan
+from drivebay.bdev.lvol.extent_page import draw
 from drivebay.bdev.lvol.layout import ENTRIES_A_PAGE
 from drivebay.bdev.lvol.metadata import CLEAR_UNMAP, Dead, Metadata
 from drivebay.bdev.lvol.table import ClusterTable
@@ -129,6 +130,7 @@ async def fill(metadata: Metadata, blob: Blob, index: int, tag: int) -> None:
     """What the owner of the space does at a first write, and the write."""
     disk, size = metadata.device, metadata.sb.cluster_bytes
     table = blob.table
+    assert isinstance(table, ClusterTable)
     if not table.clusters[index]:
         await metadata.begin_change()
         if table.extent_pages is None:
@@ -146,11 +148,15 @@ async def fill(metadata: Metadata, blob: Blob, index: int, tag: int) -> None:
             return
         if not table.extent_pages[index // ENTRIES_A_PAGE]:
             await family.add_extent_pages(metadata, blob, [index // ENTRIES_A_PAGE])
+        page = index // ENTRIES_A_PAGE
         metadata.free.allocate(table, index, 1)
-        await disk.write(table.clusters[index] * size, pattern(metadata, tag))
+        cluster = table.clusters[index]
+        table.set(index, 0)
+        await disk.write(cluster * size, pattern(metadata, tag))
         await disk.flush()
-        number = table.extent_pages[index // ENTRIES_A_PAGE]
-        await metadata.write_extent_page(blob, index // ENTRIES_A_PAGE, number)
+        image = draw(table, page, table.num_clusters, {index: cluster})
+        await metadata.write_page(table.extent_pages[page], image)
+        table.set(index, cluster)
     else:
         await disk.write(table.clusters[index] * size, pattern(metadata, tag))
     await disk.flush()

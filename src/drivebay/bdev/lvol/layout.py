@@ -53,6 +53,10 @@ NAME_MAX: Final = 64  # with its closing zero
 UUID_LENGTH: Final = 37  # the same
 
 _SUPER: Final = struct.Struct("<8sIIIQ7I16sIIQII")
+_BLOCK: Final = 512  # the smallest that a disk writes as a whole
+# In the super block's last block: its fields once more, which are in the first one.
+_ECHO: Final = struct.Struct(f"<8s{_SUPER.size}s")
+_ECHO_SIGNATURE: Final = b"DBAYECHO"
 _PAGE: Final = struct.Struct("<QII4072sI")
 _CRC: Final = struct.Struct("<I")
 
@@ -140,9 +144,15 @@ class Super:
         return (self.md_start + page) * self.page_bytes
 
     def pack(self) -> bytes:
-        """The 4,096 bytes on disk."""
+        """The 4,096 bytes on disk.
+
+        The fields that change are in its first 512 bytes, the checksum is in the last ones; a
+        power cut may leave one block new and the other old. The echo is what the checksum is for.
+        """
         fields = [value for name, value in vars(self).items() if name != "rest"]
-        body = _SUPER.pack(SIGNATURE, *fields) + self.rest
+        head = _SUPER.pack(SIGNATURE, *fields)
+        echo = _ECHO.pack(_ECHO_SIGNATURE, head).ljust(_BLOCK - _CRC.size, b"\0")
+        body = head + self.rest[: len(self.rest) - len(echo)] + echo
         return body + _CRC.pack(crc32c(body))
 
 
@@ -155,14 +165,17 @@ def unpack_super(data: bytes, device_bytes: int, block_bytes: int) -> Super:
     """Read and check a super block. Raises: StoreError; ENXIO when it is no lvol store."""
     if len(data) != PAGE or not is_super_block(data):
         raise StoreError(errno.EILSEQ, "there is no blobstore here: its signature is missing")
+    torn = not is_sound(data)
+    if torn:
+        data = _untorn(data)
     sb = Super(*(*_SUPER.unpack_from(data)[1:], data[_SUPER.size : PAGE - 4]))
+    if torn:
+        sb = replace(sb, clean=0)
     if not 1 <= sb.version <= VERSION:
         raise StoreError(
             errno.EILSEQ,
             f"the blobstore has version {sb.version}; this program knows 1 to {VERSION}",
         )
-    if not is_sound(data):
-        sb = _torn(data, sb)
     if sb.store_type != STORE_TYPE:
         raise StoreError(errno.ENXIO, "this blobstore holds something else than logical volumes")
     sb = replace(
@@ -176,14 +189,20 @@ def unpack_super(data: bytes, device_bytes: int, block_bytes: int) -> Super:
     return sb
 
 
-def _torn(data: bytes, sb: Super) -> Super:
-    """A super block whose write a power cut tore: only ``clean`` had changed.
+def _untorn(data: bytes) -> bytes:
+    """The super block that a power cut tore while it was written; before that, or after.
 
-    All fields are in its first 512 bytes and the CRC is in its last, so one of both may be older.
+    Raises: StoreError when that does not explain it.
     """
-    other = replace(sb, clean=int(not sb.clean))
-    if sb.clean in (0, 1) and other.pack()[-4:] == data[-4:]:
-        return replace(sb, clean=0)
+    signature, head = _ECHO.unpack_from(data, PAGE - _BLOCK)
+    candidates: list[bytes] = []
+    if signature == _ECHO_SIGNATURE:
+        candidates.append(head + data[len(head) :])
+    clean = int.from_bytes(data[16:20], "little")  # all that changed if the last block is SPDK's
+    candidates.append(data[:16] + (1 - clean & 1).to_bytes(4, "little") + data[20:])
+    for candidate in candidates:
+        if is_super_block(candidate) and is_sound(candidate):
+            return candidate
     raise damaged("the super block's checksum is wrong")
 
 

@@ -71,13 +71,17 @@ class _Loader:
     known_clusters: bytes | None = None
     copies: dict[int, tuple[int, int, bytes]] = field(default_factory=dict)  # by their page
     unsound: dict[int, bool] = field(default_factory=dict)  # whether it claims to be a root
-    torn: tuple[int, bytes] | None = None  # a page, and what it should be
+    torn: dict[int, bytes] = field(default_factory=dict)  # pages, and what they should be
+    unsealed: set[int] = field(default_factory=set)  # extent pages, if they are any
+    undone: dict[int, list[int]] = field(default_factory=dict)  # by clone: its extent pages
     dropped: list[int] = field(default_factory=list)  # roots of half-made or half-deleted ones
     kept: list[tuple[int, int, bool]] = field(default_factory=list)  # snapshot, clone, removal
 
     # What is on disk
 
     async def read(self) -> None:
+        from drivebay.bdev.lvol.extent_page import is_sealed  # compiled
+
         sb = self.sb
         if sb.clean and sb.blob_mask_len:
             blobs = await self._mask(
@@ -99,6 +103,8 @@ class _Loader:
             page = layout.unpack_page(data)
             if page is not None:
                 self.pages[number] = page
+                if not is_sealed(data):
+                    self.unsealed.add(number)
             elif self.known_pages is None:
                 self._note_unsound(number, data)
         if self.known_pages is None:
@@ -111,9 +117,16 @@ class _Loader:
             ]
 
     def _note_unsound(self, number: int, data: memoryview) -> None:
+        from drivebay.bdev.lvol.extent_page import mend  # compiled
+
         copy = layout.unpack_copy(data)
         if copy is not None:
             self.copies[number] = copy
+            return
+        mended = mend(data)
+        page = layout.unpack_page(mended) if mended is not None else None
+        if mended is not None and page is not None:
+            self.pages[number], self.torn[number] = page, mended
             return
         blob_id, sequence = struct.unpack_from("<QI", data)
         self.unsound[number] = (blob_id, sequence) == (layout.ID_BIT | number, 0)
@@ -126,7 +139,7 @@ class _Loader:
         if self.copies:
             _, target, image = max(self.copies.values())
             if target in self.unsound:
-                self.torn = target, image
+                self.torn[target] = image
                 del self.unsound[target]
                 page = layout.unpack_page(image)
                 if page is not None:
@@ -183,6 +196,9 @@ class _Loader:
         total = 0
         for blob_id, (draft, chain) in self.drafts.items():
             metadata.blobs[blob_id] = blob = self._make_blob(blob_id, draft, chain)
+            if blob.thin:
+                numbers = set(blob.table.extent_pages or ()) - {0}
+                metadata.unsealed += sorted(numbers & self.unsealed)
             total += blob.table.num_clusters
             if total > TOTAL_CLUSTERS:
                 raise damaged(f"its volumes have more than {TOTAL_CLUSTERS} clusters together")
@@ -311,9 +327,12 @@ class _Loader:
             ours = metadata.blobs[clone_id].table
             theirs = metadata.blobs[snapshot_id].table.clusters
             clusters = ours.clusters
+            undone = set()
             for index in range(min(len(theirs), len(clusters))):
                 if clusters[index] and clusters[index] == theirs[index]:
                     clusters[index] = 0
+                    undone.add(index // layout.ENTRIES_A_PAGE)
+            self.undone[clone_id] = sorted(undone)
             ours.recount()
 
     def _claim_all(self, metadata: Metadata) -> None:
@@ -385,11 +404,12 @@ async def _repair(metadata: Metadata, loader: _Loader) -> None:
     """All checks have passed: finish what was interrupted."""
     metadata.copies |= loader.copies.keys()
     metadata.copy_count = max((count for count, _, _ in loader.copies.values()), default=0)
-    if loader.torn is not None:
-        number, image = loader.torn
-        _log.warning("page %d of an lvol store was torn by a power cut: it is mended", number)
+    torn = {number: image for number, image in loader.torn.items() if metadata.used_pages[number]}
+    if torn:
+        _log.warning("a power cut tore pages %s of an lvol store: they are mended", sorted(torn))
         await metadata.begin_change()
-        await metadata.write_page(number, image)
+        for number, image in torn.items():
+            await metadata.write_page(number, image)
         await metadata.flush()
     for root in loader.dropped:
         _log.warning("page %d: a snapshot that was not finished is dropped", root)
@@ -400,10 +420,7 @@ async def _repair(metadata: Metadata, loader: _Loader) -> None:
         _log.warning("snapshot '%s' was not finished: it stays", snapshot.name)
         await metadata.begin_change()
         if removal:
-            for index, number in enumerate(clone.table.extent_pages or ()):
-                if number:
-                    await metadata.write_extent_page(clone, index, number)
-            await metadata.persist(clone)
+            await metadata.move_extent_pages(clone, loader.undone[clone_id])
         snapshot.internal.pop(layout.REMOVAL_BEGUN, None)
         snapshot.internal.pop(layout.SNAPSHOT_BEGUN, None)
         snapshot.data_ro_flags |= layout.READ_ONLY

@@ -90,8 +90,10 @@ class Metadata:
         self.clones: dict[int, list[int]] = {}  # of each snapshot that ever had one
         self.used_pages = bytearray(sb.md_len)  # a byte of 0 or 1 for each
         self.failure: DrivebayError | None = None
+        self.flushes = 0  # how many succeeded
         self._flush_failed = False
         self._unsure: dict[int, list[int]] = {}  # blobs by id: pages that their chains may have
+        self.unsealed: list[int] = []  # extent pages that a torn write would end
         self.copies: set[int] = set()  # pages with copies of others, see layout.pack_copy
         self.copy_count = 0
         self.free: FreeClusters = FreeMap(sb.total_clusters)
@@ -211,6 +213,21 @@ class Metadata:
         if self.sb.clean:
             await self.write_super(replace(self.sb, clean=0))
 
+    async def open(self) -> None:
+        """Before the first change: what a load found is stable, and no torn write will lose it.
+
+        Raises: DrivebayError.
+        """
+        from drivebay.bdev.lvol.extent_page import seal  # compiled; loaded with the first store
+
+        await self.write_super(replace(self.sb, clean=0))
+        if self.device.block_size < layout.PAGE and self.unsealed:
+            for number in self.unsealed:
+                image = await self.device.read(self.sb.page_offset(number), self.sb.page_bytes)
+                await self.write_page(number, seal(image))
+            await self.flush()
+        self.unsealed = []
+
     async def write_super(self, sb: Super) -> None:
         """Write it, flush it, and go by it from now on. Raises: DrivebayError."""
         size = max(layout.PAGE, self.device.block_size)
@@ -233,6 +250,7 @@ class Metadata:
             self.failure = error
             self._flush_failed = True  # who knows what of all that was written is lost
             raise
+        self.flushes += 1
 
     @contextlib.contextmanager
     def repeatable(self, blob: Blob) -> Iterator[None]:
@@ -260,12 +278,14 @@ class Metadata:
         for blob_id in list(self._unsure):
             with self.repeatable(self.blobs[blob_id]):
                 await self.persist(self.blobs[blob_id])
+        if not pages:
+            return
+        await self.flush()  # the seals will say that what the tables have is stable
         for blob, index in pages:
             assert blob.table.extent_pages is not None
             with self.repeatable(blob):
                 await self.write_extent_page(blob, index, blob.table.extent_pages[index])
-        if pages:
-            await self.flush()
+        await self.flush()
 
     async def write_page(self, number: int, data: bytes) -> None:
         """Write one metadata page. Raises: DrivebayError."""
@@ -298,6 +318,21 @@ class Metadata:
 
         count = blob.table.num_clusters if num_clusters is None else num_clusters
         await self.write_page(number, draw(cast("ClusterTable", blob.table), index, count))
+
+    async def move_extent_pages(self, blob: Blob, indexes: Sequence[int]) -> None:
+        """Write those whose entries have changed or gone to other places, and the root.
+
+        Raises: DrivebayError.
+        """
+        pages = blob.table.extent_pages
+        old: list[int] = []
+        if pages is not None:
+            for index, number in zip(indexes, self.take_pages(len(indexes)), strict=True):
+                old.append(pages[index])
+                pages[index] = number
+                await self.write_extent_page(blob, index, number)
+        await self.persist(blob)
+        self.give_pages(old)
 
     async def persist(
         self,

@@ -32,11 +32,12 @@ class Space:
     def freeze(self) -> Answer:
         """Begin no allocation; answered when none is in flight. One at a time."""
 
-    def thaw(self, *, barred: bool = False) -> Answer:
+    def thaw(self, *, barred: bool = False, flushed: bool = False) -> Answer:
         """Go on. What wants() listed and did not get ends with an error, so serve it first.
 
         ``barred``: what is on disk is not known, so first writes end with an error; each asks
-        control first, so that it can try to put it right.
+        control first, so that it can try to put it right. ``flushed``: the base was, while
+        frozen; so it must be after tables or extent pages have changed.
         """
 
     @property

@@ -14,14 +14,17 @@ from drivebay.bdev.lvol.contents cimport (
     Contents, claim_t, claims_append, claims_t, claims_take, contents_make, contents_t,
 )
 from drivebay.bdev.lvol.extent_page cimport (
-    extent_page_begin, extent_page_count, extent_page_end, extent_page_get, extent_page_put,
+    extent_page_begin, extent_page_count, extent_page_end, extent_page_get, extent_page_present,
+    extent_page_put,
 )
 from drivebay.bdev.lvol.free_map cimport (
     FreeMap, bit_clear, bit_get, free_map_give, free_map_take,
 )
-from drivebay.bdev.lvol.table cimport ENTRIES_A_PAGE, ClusterTable, table_own, table_t
+from drivebay.bdev.lvol.table cimport (
+    ENTRIES_A_PAGE, ClusterTable, stable_t, table_own, table_t,
+)
 from drivebay.bdev.lvol.turns cimport turn_due, turn_forget, turn_t
-from drivebay.memory.platform cimport store_release_u32, store_release_u64
+from drivebay.memory.platform cimport load_acquire_u64, store_release_u32, store_release_u64
 from drivebay.reactor.mailbox cimport (
     event_raise, mailbox_post, message_answer, message_t)
 from drivebay.reactor.reactor cimport reactor_t
@@ -199,14 +202,17 @@ cdef page_write_t* page_write_of(space_t* space, const claim_t* claim) noexcept 
 
 
 cdef void draw_page(page_write_t* write) noexcept nogil:
-    """The page as it will be. Bound: ENTRIES_A_PAGE, twice."""
+    """The page as it will be. Bound: ENTRIES_A_PAGE, some times."""
     cdef const table_t* table = write.table
     cdef const claim_t* claim = write.claims.first
+    cdef stable_t* stable = &table.stable[write.page]
     extent_page_begin(write.image, table, write.page, extent_page_count(table, write.page))
+    if load_acquire_u64(&write.space.pages_stable) >= stable.written:
+        extent_page_present(write.image, stable.entries)
     while claim != NULL:
         extent_page_put(write.image, claim.index, claim.cluster)
         claim = claim.next
-    extent_page_end(write.image)
+    extent_page_end(write.image, stable.entries)
 
 
 cdef void send_page(page_write_t* write) noexcept nogil:
@@ -251,6 +257,7 @@ cdef void end_page(page_write_t* write) noexcept nogil:
         write.table = NULL
     if write.io.status == 0 and space.base.bdev.flags & BDEV_VOLATILE_CACHE:
         store_release_u64(&space.pages_written, space.pages_written + 1)
+        table.stable[write.page].written = space.pages_written
     while claim != NULL:
         following = claim.next
         if write.io.status == 0:
@@ -421,8 +428,10 @@ cdef class Space(EventOwner):
     def freeze(self):
         return self.base.reactor.ask(act_freeze, &self.raw, self)
 
-    def thaw(self, *, bint barred=False):
+    def thaw(self, *, bint barred=False, bint flushed=False):
         self.raw.barred = barred
+        if flushed:
+            store_release_u64(&self.raw.pages_stable, self.raw.pages_written)
         return self.base.reactor.ask(act_thaw, &self.raw, self)
 
     def close(self):

@@ -137,7 +137,7 @@ class Store:
         ``zeroed``: all free clusters are known to read as zeroes.
         """
         async with self._changes:
-            await self.metadata.begin_change()
+            await self.metadata.open()
             if zeroed:
                 self.space.free.mark_zeroed(0, self.space.free.total)
             await self._presence.start()
@@ -173,6 +173,7 @@ class Store:
         With ``_metadata`` held. Raises: DrivebayError when that is not so and can't be mended.
         """
         await self.space.freeze()
+        flushes = self.metadata.flushes
         try:
             await self._needs.heal()
             yield
@@ -180,7 +181,10 @@ class Store:
             try:
                 await self._needs.serve()
             finally:
-                await self.space.thaw(barred=not self.metadata.is_known)
+                await self.space.thaw(
+                    barred=not self.metadata.is_known,
+                    flushed=self.metadata.flushes != flushes,
+                )
 
     # Changes
 

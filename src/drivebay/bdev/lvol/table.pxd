@@ -11,10 +11,17 @@ from drivebay.memory.platform cimport load_acquire_u32
 
 cdef enum:
     ENTRIES_A_PAGE = 512    # of an extent page
+    BITS_WORDS = 8          # with a bit for each of them
+
+# What of an extent page a power cut can't take back.
+cdef struct stable_t:
+    uint64_t entries[BITS_WORDS]    # a bit each, as of some write
+    uint64_t written        # space.pages_written after the last write
 
 cdef struct table_t:
     uint32_t* clusters      # of the base, in cluster sizes; 0: not allocated
     uint32_t* extent_pages  # metadata page of each 512 entries, 0: none yet; NULL: run lengths
+    stable_t* stable        # of each extent page; the owner's
     uint64_t num_clusters
     uint64_t allocated
     uint64_t blob_id
@@ -58,6 +65,7 @@ cdef class ClusterTable:
     cdef table_t raw
     cdef Numbers numbers
     cdef Numbers pages
+    cdef Numbers stable
     cdef readonly ClusterTable parent
     cdef readonly Channel external_channel
     cdef void point(self) noexcept

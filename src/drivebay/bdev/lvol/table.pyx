@@ -11,6 +11,10 @@ from drivebay.memory.platform cimport store_release_u32
 from drivebay.errors import UsageError
 
 
+cdef enum:
+    STABLE_WORDS = 2 * (BITS_WORDS + 1)     # of a stable_t, in a Numbers
+
+
 cdef class Numbers:
     """An array of u32 for memoryview(); zeroes that were never written cost no memory."""
 
@@ -58,12 +62,14 @@ cdef class ClusterTable:
         self.raw.object = <void*>self
         if extent_table:
             self.pages = Numbers(pages_for(num_clusters))
+            self.stable = Numbers(pages_for(num_clusters) * STABLE_WORDS)
         self.point()
 
     cdef void point(self) noexcept:
         """The path reads these arrays."""
         self.raw.clusters = self.numbers.data
         self.raw.extent_pages = NULL if self.pages is None else self.pages.data
+        self.raw.stable = NULL if self.stable is None else <stable_t*>self.stable.data
 
     @property
     def num_clusters(self):
@@ -109,6 +115,7 @@ cdef class ClusterTable:
         self.raw.num_clusters = num_clusters
         if self.pages is not None:
             self.pages = resized(self.pages, pages_for(num_clusters))
+            self.stable = resized(self.stable, pages_for(num_clusters) * STABLE_WORDS)
         self.point()
         self.recount()
 
@@ -117,6 +124,7 @@ cdef class ClusterTable:
             raise UsageError("a table of run lengths cannot change places with one of pages")
         self.numbers, other.numbers = other.numbers, self.numbers
         self.pages, other.pages = other.pages, self.pages
+        self.stable, other.stable = other.stable, self.stable
         self.raw.num_clusters, other.raw.num_clusters = (
             other.raw.num_clusters, self.raw.num_clusters)
         self.raw.allocated, other.raw.allocated = other.raw.allocated, self.raw.allocated
