@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import weakref
 
 from drivebay.bdev.lvol.lifelong import forgotten, lifelong
+from drivebay.bdev.lvol.load import load
+from tests.fakes.lvol_disk import MemoryDisk, fixture, make_table
 from tests.unit.test_lvol_store import CLUSTER, Scene, played
 
 
@@ -32,6 +35,19 @@ def test_what_is_made_for_long_is_not_walked_through_until_it_is_forgotten() -> 
     gc.collect()
     assert gone() is None
     assert gc.get_freeze_count() == 0
+
+
+def test_the_collector_works_while_a_disk_is_waited_for() -> None:
+    class Watched(MemoryDisk):
+        async def read(self, offset: int, length: int) -> bytes:
+            working.append(gc.isenabled())
+            return await super().read(offset, length)
+
+    working: list[bool] = []
+    asyncio.run(load(Watched(fixture("spdk-lvs-clean", 512).content), make_table))
+    forgotten()
+    assert len(working) > 2
+    assert all(working)
 
 
 @played

@@ -335,7 +335,10 @@ def encode_list(request_id: Id, parts: list[bytes]) -> bytes:
     >>> encode_list(1, [b"1,2", b"3"])
     b'{"jsonrpc":"2.0","id":1,"result":[1,2,3]}'
     """
-    return encode_result(request_id, [])[: -len(b"]}")] + b",".join(parts) + b"]}"
+    begin, end = encode_result(request_id, [])[: -len(b"]}")], b"]}"
+    # One copy of what may be 15 MB: each takes a hundredth of a second.
+    *before, last = [begin + parts[0], *parts[1:]]
+    return b",".join([*before, last + end])
 
 
 def encode_error(request_id: Id, error: RpcError) -> bytes:

@@ -17,7 +17,10 @@ _making = 0
 
 @contextlib.contextmanager
 def lifelong() -> Iterator[None]:
-    """What is made meanwhile is never walked through, until forgotten()."""
+    """What is made meanwhile is never walked through, until forgotten().
+
+    Nothing is collected meanwhile either, so no I/O may be waited for in it.
+    """
     global _making
     _making += 1
     gc.disable()

@@ -28,6 +28,7 @@ from drivebay.bdev.lvol.blob import (
     read_extent_page,
 )
 from drivebay.bdev.lvol.layout import Page, StoreError, Super, damaged
+from drivebay.bdev.lvol.lifelong import lifelong
 from drivebay.bdev.lvol.metadata import Device, MakeTable, Metadata, bits_of, own_clusters
 
 __all__ = ["load", "read_super"]
@@ -54,7 +55,8 @@ async def load(device: Device, make_table: MakeTable) -> Metadata:
     """
     loader = _Loader(device, await read_super(device), make_table)
     await loader.read()
-    metadata = await asyncio.to_thread(loader.build)
+    with lifelong():
+        metadata = await asyncio.to_thread(loader.build)
     await _repair(metadata, loader)
     return metadata
 

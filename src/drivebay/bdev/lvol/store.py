@@ -20,6 +20,7 @@ from uuid import UUID, uuid4
 
 from drivebay.bdev.lvol import family, volumes
 from drivebay.bdev.lvol.layout import StoreError
+from drivebay.bdev.lvol.lifelong import lifelong
 from drivebay.bdev.lvol.metadata import CLEAR_DEFAULT, CLEAR_UNMAP, CLEAR_ZEROES, Dead, Metadata
 from drivebay.bdev.lvol.needs import Needs
 from drivebay.bdev.lvol.presence import Presence, claimant
@@ -142,7 +143,7 @@ class Store:
                 self.space.free.mark_zeroed(0, self.space.free.total)
             await self._presence.start()
             await self.space.thaw()
-            with self.registry.examining.paused():
+            with self.registry.examining.paused(), lifelong():
                 for count, volume in enumerate(self.volumes):
                     self._presence.show(volume)
                     if count % SHOWN_AT_ONCE == 0:

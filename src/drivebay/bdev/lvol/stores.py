@@ -113,10 +113,9 @@ class Stores:
             )
         async with self._claimed(bdev) as (device, channel):
             await read_super(device)
-            with lifelong():
-                metadata = await load(device, _make_table)
-                with self._reserved(metadata.name):
-                    return await self._open(metadata, device, channel, zeroed=False)
+            metadata = await load(device, _make_table)
+            with self._reserved(metadata.name):
+                return await self._open(metadata, device, channel, zeroed=False)
 
     async def create(
         self,
@@ -180,7 +179,8 @@ class Stores:
     async def _open(
         self, metadata: Metadata, device: BaseDevice, channel: Channel, *, zeroed: bool
     ) -> Store:
-        store = Store(self._registry, metadata, device, channel)
+        with lifelong():
+            store = Store(self._registry, metadata, device, channel)
         self._stores.append(store)
         try:
             await store.start(zeroed)
