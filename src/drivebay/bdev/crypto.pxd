@@ -3,8 +3,10 @@
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 from drivebay.bdev.base cimport Bdev, Channel, channel_t, io_t, iovec
+from drivebay.bdev.filter cimport FilterBdev
 from drivebay.reactor.io cimport io_list_t
 from drivebay.reactor.reactor cimport engine_t
+from drivebay.reactor.turn_engine cimport TurnEngine
 
 cdef extern from "<openssl/evp.h>" nogil:
     ctypedef struct EVP_CIPHER_CTX:
@@ -53,7 +55,7 @@ cdef class CryptoKey:
     cdef uint8_t* material      # both halves
     cdef int read_half(self, str digits, uint8_t* into, str field) except -1
 
-cdef class CipherEngine:
+cdef class CipherEngine(TurnEngine):
     cdef ciphers_t raw
 
 cdef class CryptoChannel(Channel):
@@ -63,5 +65,5 @@ cdef class CryptoChannel(Channel):
     cdef int allocate(self) except -1
     cdef EVP_CIPHER_CTX* context(self, CryptoKey key, bint encrypting) except NULL
 
-cdef class CryptoBdev(Bdev):
+cdef class CryptoBdev(FilterBdev):
     cdef readonly CryptoKey key

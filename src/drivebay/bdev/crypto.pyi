@@ -1,6 +1,7 @@
 from uuid import UUID
 
 from drivebay.bdev.base import Bdev
+from drivebay.bdev.filter import FilterBdev
 
 class CryptoKey:
     """A key for AES-XTS, in memory that is wiped at its end. It shows nothing of itself."""
@@ -15,7 +16,7 @@ class CryptoKey:
     def digits(self) -> tuple[str, str]:
         """Return both halves in hexadecimal, for a configuration that keeps them in the clear."""
 
-class CryptoBdev(Bdev):
+class CryptoBdev(FilterBdev):
     """Another disk, encrypted with a key."""
 
     key: CryptoKey

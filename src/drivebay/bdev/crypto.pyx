@@ -25,9 +25,10 @@ from drivebay.bdev.base cimport (
     SUBMIT_QUEUED, Bdev, Channel, channel_t, io_complete, io_push, io_t, iovec,
 )
 from drivebay.bdev.entry cimport bdev_submit
+from drivebay.bdev.filter cimport FilterBdev
 from drivebay.reactor.io cimport io_list_append, io_list_take, io_locate
-from drivebay.reactor.mailbox cimport message_answer, message_t
-from drivebay.reactor.reactor cimport Reactor, engine_t, reactor_add_engine, reactor_t
+from drivebay.reactor.reactor cimport engine_t, reactor_t
+from drivebay.reactor.turn_engine cimport engine_of
 
 from drivebay.errors import HostError, UsageError
 
@@ -307,42 +308,9 @@ cdef int ciphers_poll(engine_t* engine, reactor_t* reactor) noexcept nogil:
     return 1
 
 
-cdef void ciphers_flush(engine_t* engine, reactor_t* reactor) noexcept nogil:
-    """Nothing is prepared and left."""
-
-
-cdef bint ciphers_arm(engine_t* engine, bint armed) noexcept nogil:
-    return True
-
-
-cdef void act_add_engine(message_t* message, void* reactor) noexcept nogil:
-    reactor_add_engine(<reactor_t*>reactor, <engine_t*>message.target)
-    message_answer(message, 0)
-
-
-cdef class CipherEngine:
-    """One a reactor, for all crypto bdevs; lives as long as the reactor does."""
-
+cdef class CipherEngine(TurnEngine):
     def __init__(self):
-        self.raw.engine.flush = ciphers_flush
-        self.raw.engine.poll = ciphers_poll
-        self.raw.engine.arm = ciphers_arm
-        self.raw.engine.fd = -1
-
-    def close(self):
-        """Nothing to give back."""
-
-
-cdef CipherEngine ciphers_of(Reactor reactor):
-    """The reactor's engine, made at the first crypto channel; as malloc's."""
-    cdef CipherEngine made
-    found = reactor.shared.get("ciphers")
-    if found is None:
-        made = CipherEngine()
-        found = reactor.shared.setdefault("ciphers", made)
-        if found is made:
-            reactor.ask(act_add_engine, &made.raw.engine, made)
-    return found
+        self.serve(&self.raw.engine, ciphers_poll, NULL)
 
 
 # --- keys ------------------------------------------------------------------------------------
@@ -409,7 +377,7 @@ cdef class CryptoChannel(Channel):
     def __init__(self, CryptoBdev bdev, reactor, Channel base):
         Channel.__init__(self, bdev, reactor)
         self.allocate()
-        self.ciphers = ciphers_of(self.reactor)
+        self.ciphers = engine_of(self.reactor, CipherEngine)
         self.crypto.channel = &self.raw
         self.crypto.base = &base.raw        # open for longer than this one
         self.crypto.ciphers = &self.ciphers.raw
@@ -457,25 +425,21 @@ cdef class CryptoChannel(Channel):
 cdef size_t MEMORY_BYTES = BUFFER_COUNT * (BUFFER_BYTES + sizeof(sealed_t)) + BUFFER_BYTES
 
 
-cdef class CryptoBdev(Bdev):
+cdef class CryptoBdev(FilterBdev):
     product_name = "crypto"
     module = "crypto"
 
     def __init__(self, str name, uuid, Bdev base, CryptoKey key):
-        Bdev.__init__(self, name, uuid, base.block_size, base.num_blocks)
+        FilterBdev.__init__(self, name, uuid, base)
         self.stand_on([base], 1)
         self.key = key
-        self.readonly = base.readonly
-        self.raw.operations = base.raw.operations & ~<uint32_t>(1 << IO_WRITE_ZEROES)
+        self.raw.operations &= ~<uint32_t>(1 << IO_WRITE_ZEROES)
         if base.raw.operations & (1 << IO_WRITE):
             self.raw.operations |= 1 << IO_WRITE_ZEROES
 
     @property
     def content_id(self):
         return f"{self.bases[0].content_id}, key '{self.key.name}'"
-
-    def size_on_bases(self):
-        return self.bases[0].num_blocks
 
     def open_channel(self, reactor, *bases):
         return CryptoChannel(self, reactor, bases[0])

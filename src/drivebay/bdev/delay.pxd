@@ -3,6 +3,7 @@
 from libc.stdint cimport uint32_t, uint64_t
 
 from drivebay.bdev.base cimport Bdev, Channel, channel_t
+from drivebay.bdev.filter cimport FilterBdev
 from drivebay.reactor.io cimport io_list_t
 from drivebay.reactor.timer cimport timer_t
 
@@ -31,5 +32,5 @@ cdef struct delay_t:
 cdef class DelayChannel(Channel):
     cdef delay_t delay
 
-cdef class DelayBdev(Bdev):
+cdef class DelayBdev(FilterBdev):
     cdef uint64_t latencies_us[DELAYS]

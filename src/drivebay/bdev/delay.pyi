@@ -3,11 +3,12 @@ from typing import Final
 from uuid import UUID
 
 from drivebay.bdev.base import Bdev
+from drivebay.bdev.filter import FilterBdev
 
 LATENCIES: Final[tuple[str, ...]]
 MOST_US: Final[int]
 
-class DelayBdev(Bdev):
+class DelayBdev(FilterBdev):
     """``base``, whose reads and writes answer later than it does itself.
 
     ``latencies`` has microseconds by the names in LATENCIES: avg_read, p99_read,

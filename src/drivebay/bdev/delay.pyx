@@ -13,6 +13,7 @@ from drivebay.bdev.base cimport (
     CHANNEL_REMOVED, FRAME_DONE, FRAME_TAKEN, IO_READ, IO_WRITE, SUBMIT_DONE, SUBMIT_PENDING, Bdev,
     Channel, channel_t, io_complete, io_push, io_t)
 from drivebay.bdev.entry cimport bdev_submit
+from drivebay.bdev.filter cimport FilterBdev
 from drivebay.memory.platform cimport load_relaxed_u64, store_relaxed_u64, tsc_read
 from drivebay.reactor.io cimport io_list_append, io_list_take
 from drivebay.reactor.mailbox cimport message_answer, message_t
@@ -147,15 +148,13 @@ cdef class DelayChannel(Channel):
         return answer
 
 
-cdef class DelayBdev(Bdev):
+cdef class DelayBdev(FilterBdev):
     product_name = "delay"
     module = "delay"
 
     def __init__(self, str name, uuid, Bdev base, latencies):
-        Bdev.__init__(self, name, uuid, base.block_size, base.num_blocks)
+        FilterBdev.__init__(self, name, uuid, base)
         self.stand_on([base], own_frames=1)
-        self.readonly = base.readonly
-        self.raw.operations = base.raw.operations
         for which in LATENCIES:
             self.set_latency(which, latencies[which])
 
@@ -169,13 +168,6 @@ cdef class DelayBdev(Bdev):
                 f"a latency of {latency_us} us is more than the {MOST_US} us of a day",
                 field="latency_us")
         store_relaxed_u64(&self.latencies_us[LATENCIES.index(which)], latency_us)
-
-    @property
-    def content_id(self):
-        return self.bases[0].content_id
-
-    def size_on_bases(self):
-        return self.bases[0].num_blocks
 
     def open_channel(self, reactor, *bases):
         return DelayChannel(self, reactor, bases[0])

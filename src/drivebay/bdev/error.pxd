@@ -3,6 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from drivebay.bdev.base cimport Bdev, Channel, channel_t, iovec
+from drivebay.bdev.filter cimport FilterBdev
 from drivebay.reactor.io cimport BLOCK_IOVECS, io_list_t
 from drivebay.reactor.timer cimport timer_t
 
@@ -47,5 +48,5 @@ cdef class ErrorChannel(Channel):
     cdef error_t error
     cdef corruption_t* corruptions
 
-cdef class ErrorBdev(Bdev):
+cdef class ErrorBdev(FilterBdev):
     cdef injection_t injections[INJECTIONS]

@@ -2,6 +2,7 @@ from typing import Final
 from uuid import UUID
 
 from drivebay.bdev.base import Bdev, Channel
+from drivebay.bdev.filter import FilterBdev
 from drivebay.reactor.mailbox import Answer
 
 OPERATIONS: Final[tuple[str, ...]]
@@ -11,7 +12,7 @@ class ErrorChannel(Channel):
     def resume(self) -> Answer:
         """Send pending I/O on its way; answered when it has been."""
 
-class ErrorBdev(Bdev):
+class ErrorBdev(FilterBdev):
     """``base``, which fails when it is told to."""
 
     def __init__(self, name: str, uuid: UUID, base: Bdev) -> None: ...

@@ -16,6 +16,7 @@ from drivebay.bdev.base cimport (
     FRAME_DONE, IO_READ, IO_WRITE, SUBMIT_DONE, SUBMIT_QUEUED, Bdev, Channel, channel_t,
     io_complete, io_push, io_t)
 from drivebay.bdev.entry cimport bdev_submit
+from drivebay.bdev.filter cimport FilterBdev
 from drivebay.memory.platform cimport (
     compare_exchange_u32, load_acquire_u32, load_relaxed_u64, store_release_u32, store_relaxed_u64)
 from drivebay.reactor.io cimport BLOCK_IOVECS, io_list_append, io_list_t, io_list_take
@@ -274,15 +275,13 @@ cdef class ErrorChannel(Channel):
         return answer
 
 
-cdef class ErrorBdev(Bdev):
+cdef class ErrorBdev(FilterBdev):
     product_name = "Error Injection Disk"
     module = "error"
 
     def __init__(self, str name, uuid, Bdev base):
-        Bdev.__init__(self, name, uuid, base.block_size, base.num_blocks)
+        FilterBdev.__init__(self, name, uuid, base)
         self.stand_on([base], own_frames=1)
-        self.readonly = base.readonly
-        self.raw.operations = base.raw.operations
 
     def inject(self, operation, kind, uint32_t num=1, uint64_t queue_depth=0,
                uint64_t corrupt_offset=0, uint8_t corrupt_value=0):
@@ -304,13 +303,6 @@ cdef class ErrorBdev(Bdev):
 
     def left(self, operation):
         return load_acquire_u32(&self.injections[OPERATIONS.index(operation)].left)
-
-    @property
-    def content_id(self):
-        return self.bases[0].content_id
-
-    def size_on_bases(self):
-        return self.bases[0].num_blocks
 
     def open_channel(self, reactor, *bases):
         return ErrorChannel(self, reactor, bases[0])

@@ -5,6 +5,7 @@ from libc.stdint cimport uint8_t
 from drivebay.bdev.base cimport Bdev, Channel
 from drivebay.reactor.io cimport io_list_t
 from drivebay.reactor.reactor cimport engine_t
+from drivebay.reactor.turn_engine cimport TurnEngine
 
 # What is not done at once on one reactor, of all malloc bdevs.
 cdef struct copies_t:
@@ -28,5 +29,5 @@ cdef class MallocChannel(Channel):
     cdef malloc_t disk
     cdef CopyEngine copies
 
-cdef class CopyEngine:
+cdef class CopyEngine(TurnEngine):
     cdef copies_t raw

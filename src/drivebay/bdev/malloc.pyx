@@ -24,8 +24,8 @@ from drivebay.bdev.base cimport (
 )
 from drivebay.memory.platform cimport prefetch_read, prefetch_write
 from drivebay.reactor.io cimport io_list_append, io_list_take, io_locate
-from drivebay.reactor.mailbox cimport message_answer, message_t
-from drivebay.reactor.reactor cimport Reactor, engine_t, reactor_add_engine, reactor_t
+from drivebay.reactor.reactor cimport engine_t, reactor_t
+from drivebay.reactor.turn_engine cimport engine_of
 
 from pathlib import Path
 from uuid import uuid4
@@ -173,15 +173,6 @@ cdef int copies_poll(engine_t* engine, reactor_t* reactor) noexcept nogil:
     return 1
 
 
-cdef bint copies_arm(engine_t* engine, bint armed) noexcept nogil:
-    return True
-
-
-cdef void act_add_engine(message_t* message, void* reactor) noexcept nogil:
-    reactor_add_engine(<reactor_t*>reactor, <engine_t*>message.target)
-    message_answer(message, 0)
-
-
 def available_memory():
     """Bytes that can be taken without swapping, as the kernel reckons (proc(5))."""
     for line in Path("/proc/meminfo").read_text().splitlines():
@@ -190,38 +181,15 @@ def available_memory():
     return 0
 
 
-cdef class CopyEngine:
-    """One a reactor, for all malloc bdevs; lives as long as the reactor does."""
-
+cdef class CopyEngine(TurnEngine):
     def __init__(self):
-        self.raw.engine.flush = copies_flush
-        self.raw.engine.poll = copies_poll
-        self.raw.engine.arm = copies_arm
-        self.raw.engine.fd = -1
-
-    def close(self):
-        """Nothing to give back."""
-
-
-cdef CopyEngine copies_of(Reactor reactor):
-    """The reactor's engine, made and handed over at the first malloc bdev.
-
-    Worker threads may come here at the same time: the first engine noted is the one.
-    """
-    cdef CopyEngine made
-    found = reactor.shared.get("copies")
-    if found is None:
-        made = CopyEngine()
-        found = reactor.shared.setdefault("copies", made)
-        if found is made:
-            reactor.ask(act_add_engine, &made.raw.engine, made)
-    return found
+        self.serve(&self.raw.engine, copies_poll, copies_flush)
 
 
 cdef class MallocChannel(Channel):
     def __init__(self, MallocBdev bdev, reactor):
         Channel.__init__(self, bdev, reactor)
-        self.copies = copies_of(self.reactor)
+        self.copies = engine_of(self.reactor, CopyEngine)
         self.disk.memory = bdev.memory
         self.disk.copies = &self.copies.raw
         self.raw.submit = malloc_submit

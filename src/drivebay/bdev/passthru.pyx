@@ -4,6 +4,7 @@ pattern of every other filter.
 
 from drivebay.bdev.base cimport Bdev, Channel
 from drivebay.bdev.entry cimport submit_through
+from drivebay.bdev.filter cimport FilterBdev
 
 
 cdef class PassthruChannel(Channel):
@@ -13,22 +14,13 @@ cdef class PassthruChannel(Channel):
         self.raw.through = &base.raw     # open for longer than this one
 
 
-cdef class PassthruBdev(Bdev):
+cdef class PassthruBdev(FilterBdev):
     product_name = "passthru"
     module = "passthru"
 
     def __init__(self, str name, uuid, Bdev base):
-        Bdev.__init__(self, name, uuid, base.block_size, base.num_blocks)
+        FilterBdev.__init__(self, name, uuid, base)
         self.stand_through(base)
-        self.readonly = base.readonly
-        self.raw.operations = base.raw.operations
-
-    @property
-    def content_id(self):
-        return self.bases[0].content_id
-
-    def size_on_bases(self):
-        return self.bases[0].num_blocks
 
     def open_channel(self, reactor, *bases):
         return PassthruChannel(self, reactor, bases[0])

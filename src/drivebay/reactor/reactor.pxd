@@ -12,7 +12,7 @@ cdef class Reactor:
     cdef reactor_t raw
     cdef readonly ControlMailbox control
     cdef readonly int core
-    cdef readonly dict shared       # engines that all channels on this reactor use, by name
+    cdef readonly dict shared       # engines that all channels on this reactor use
     cdef int poll_us
     cdef int tid
     cdef object thread

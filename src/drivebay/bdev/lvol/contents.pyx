@@ -13,8 +13,9 @@ from drivebay.bdev.base cimport (
 )
 from drivebay.bdev.entry cimport bdev_submit
 from drivebay.bdev.lvol.table cimport FOUND_CLUSTER, FOUND_EXTERNAL, table_find, table_t
-from drivebay.bdev.lvol.turns cimport turn_due, turn_t, turns_of
+from drivebay.bdev.lvol.turns cimport Turns, turn_due, turn_t
 from drivebay.memory.platform cimport load_relaxed_u64
+from drivebay.reactor.turn_engine cimport engine_of
 
 from drivebay.errors import HostError
 
@@ -200,7 +201,7 @@ cdef class Contents:
         cdef uint32_t i
         cdef copier_t* copier
         self.base = base
-        self.turns = turns_of(base.reactor)
+        self.turns = engine_of(base.reactor, Turns)
         self.raw.base = &base.raw
         self.raw.turns = &self.turns.raw
         self.raw.turn.run = run

@@ -20,9 +20,10 @@ from drivebay.bdev.lvol.contents cimport claim_t
 from drivebay.bdev.lvol.space cimport Space, space_claim
 from drivebay.bdev.lvol.table cimport (
     FOUND_CLUSTER, FOUND_EXTERNAL, ClusterTable, table_find, table_own, table_t)
-from drivebay.bdev.lvol.turns cimport clear_buffers, turns_of
+from drivebay.bdev.lvol.turns cimport Turns, clear_buffers
 from drivebay.memory.platform cimport load_acquire_u64, load_relaxed_u64, store_release_u64
 from drivebay.reactor.io cimport io_list_append
+from drivebay.reactor.turn_engine cimport engine_of
 
 from drivebay.bdev.lvol.table import ClusterTable
 
@@ -314,7 +315,7 @@ cdef class LvolChannel(Channel):
         self.base = base
         self.external = external
         self.fanout = Fanout()
-        self.turns = turns_of(self.reactor)
+        self.turns = engine_of(self.reactor, Turns)
         self.fanout.raw.channel = &self.raw
         volume.base = &base.raw
         volume.external = NULL if external is None else &external.raw

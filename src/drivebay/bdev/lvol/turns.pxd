@@ -4,7 +4,8 @@ last one, together; and a piece of each long clearing of buffers. Context: react
 
 from drivebay.bdev.base cimport io_t
 from drivebay.reactor.io cimport io_list_t
-from drivebay.reactor.reactor cimport Reactor, engine_t
+from drivebay.reactor.reactor cimport engine_t
+from drivebay.reactor.turn_engine cimport TurnEngine
 
 # Something that is due in this turn or the next.
 cdef struct turn_t:
@@ -21,7 +22,5 @@ cdef void turn_due(turns_t* turns, turn_t* turn) noexcept nogil
 cdef void turn_forget(turns_t* turns, turn_t* turn) noexcept nogil
 cdef int clear_buffers(turns_t* turns, io_t* io) noexcept nogil
 
-cdef class Turns:
+cdef class Turns(TurnEngine):
     cdef turns_t raw
-
-cdef Turns turns_of(Reactor reactor)

@@ -1,4 +1,4 @@
-class Turns:
-    """One reactor's, for all stores."""
+from drivebay.reactor.turn_engine import TurnEngine
 
-    def close(self) -> None: ...
+class Turns(TurnEngine):
+    """One reactor's, for all stores."""

@@ -1,12 +1,11 @@
-"""Once a turn: see turns.pxd. Context: reactor, except turns_of()."""
+"""Once a turn: see turns.pxd. Context: reactor, except the class."""
 
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from drivebay.bdev.base cimport SUBMIT_DONE, SUBMIT_PENDING, io_complete, io_t
 from drivebay.reactor.io cimport io_list_append, io_list_take, io_locate
-from drivebay.reactor.mailbox cimport message_answer, message_t
-from drivebay.reactor.reactor cimport Reactor, engine_t, reactor_add_engine, reactor_t
+from drivebay.reactor.reactor cimport engine_t, reactor_t
 
 cdef enum:
     PIECE_BYTES = 1048576   # cleared at once; the other guests wait meanwhile
@@ -85,33 +84,6 @@ cdef int clear_next(engine_t* engine, reactor_t* reactor) noexcept nogil:
     return 1
 
 
-cdef bint never_sleeps(engine_t* engine, bint armed) noexcept nogil:
-    return True
-
-
-cdef void act_add_engine(message_t* message, void* reactor) noexcept nogil:
-    reactor_add_engine(<reactor_t*>reactor, <engine_t*>message.target)
-    message_answer(message, 0)
-
-
-cdef class Turns:
+cdef class Turns(TurnEngine):
     def __init__(self):
-        self.raw.engine.flush = run_due
-        self.raw.engine.poll = clear_next
-        self.raw.engine.arm = never_sleeps
-        self.raw.engine.fd = -1
-
-    def close(self):
-        """Nothing to give back."""
-
-
-cdef Turns turns_of(Reactor reactor):
-    """Made and handed over when first asked for. Worker threads may ask at the same time."""
-    cdef Turns made
-    found = reactor.shared.get("lvol")
-    if found is None:
-        made = Turns()
-        found = reactor.shared.setdefault("lvol", made)
-        if found is made:
-            reactor.ask(act_add_engine, &made.raw.engine, made)
-    return found
+        self.serve(&self.raw.engine, clear_next, run_due)
