@@ -396,10 +396,12 @@ class _Loader:
                 continue
             if name in names:
                 raise damaged(f"two volumes are called '{name}'")
-            if blob.uuid is not None and blob.uuid in uuids:
-                raise damaged(f"the uuid of volume '{name}' is used twice")
             names.add(name)
-            uuids |= {blob.uuid} if blob.uuid is not None else set()
+            uuid = blob.uuid
+            if uuid is not None:
+                if uuid in uuids:
+                    raise damaged(f"the uuid of volume '{name}' is used twice")
+                uuids.add(uuid)
 
 
 async def _repair(metadata: Metadata, loader: _Loader) -> None:
