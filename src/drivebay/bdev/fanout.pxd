@@ -47,6 +47,10 @@ cdef struct fanout_t:
     channel_t* channel
     child_t* children       # free ones
     fan_t* fans             # free ones
+    child_t* new_children   # so many that were never used: nobody has touched their memory
+    fan_t* new_fans
+    uint32_t new_child_count
+    uint32_t new_fan_count
     fan_t* starved          # those that wait for a child, the oldest first
     fan_t* starved_last
     io_list_t waiting       # parents without a record; their ops in io.engine

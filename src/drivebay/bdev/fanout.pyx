@@ -21,7 +21,7 @@ from drivebay.errors import HostError
 
 cdef int fan_out(fanout_t* fanout, io_t* parent, const fan_ops_t* ops) noexcept nogil:
     """As channel.submit."""
-    cdef fan_t* fan = fanout.fans
+    cdef fan_t* fan = free_fan(fanout)
     if fan == NULL:
         parent.engine = <uint64_t>ops
         io_list_append(&fanout.waiting, parent)
@@ -40,6 +40,22 @@ cdef int fan_out(fanout_t* fanout, io_t* parent, const fan_ops_t* ops) noexcept 
     return SUBMIT_DONE
 
 
+cdef inline fan_t* free_fan(fanout_t* fanout) noexcept nogil:
+    """The first of the list, which may be a new one; NULL when all are in use."""
+    if fanout.fans == NULL and fanout.new_fan_count:
+        fanout.new_fan_count -= 1
+        fanout.fans = &fanout.new_fans[fanout.new_fan_count]
+    return fanout.fans
+
+
+cdef inline child_t* free_child(fanout_t* fanout) noexcept nogil:
+    """The same of children."""
+    if fanout.children == NULL and fanout.new_child_count:
+        fanout.new_child_count -= 1
+        fanout.children = &fanout.new_children[fanout.new_child_count]
+    return fanout.children
+
+
 cdef bint send(fan_t* fan) noexcept nogil:
     """Make and submit children. Returns: are all made, and back?"""
     cdef fanout_t* fanout = fan.fanout
@@ -47,7 +63,7 @@ cdef bint send(fan_t* fan) noexcept nogil:
     cdef channel_t* base
     fanout.blockless = False
     while True:
-        child = fanout.children
+        child = free_child(fanout)
         if child == NULL:
             starve(fan)
             return False
@@ -195,9 +211,6 @@ cdef class Fanout:
     """The lists of one channel; untouched until used, so they cost address space only."""
 
     def __init__(self):
-        cdef uint32_t i
-        cdef child_t* children
-        cdef fan_t* fans
         self.memory_bytes = (CHILDREN * sizeof(child_t) + FANS * sizeof(fan_t)
                              + sizeof(iovec_block_t))
         self.memory = mmap(NULL, self.memory_bytes, PROT_READ | PROT_WRITE,
@@ -205,15 +218,11 @@ cdef class Fanout:
         if self.memory == MAP_FAILED:
             self.memory = NULL
             raise HostError("no memory for the parts of requests that go to several bdevs", ENOMEM)
-        children = <child_t*>self.memory
-        fans = <fan_t*>&children[CHILDREN]
-        self.raw.own = <iovec_block_t*>&fans[FANS]
-        for i in range(CHILDREN):
-            children[i].next = self.raw.children
-            self.raw.children = &children[i]
-        for i in range(FANS):
-            fans[i].next = self.raw.fans
-            self.raw.fans = &fans[i]
+        self.raw.new_children = <child_t*>self.memory
+        self.raw.new_child_count = CHILDREN
+        self.raw.new_fans = <fan_t*>&self.raw.new_children[CHILDREN]
+        self.raw.new_fan_count = FANS
+        self.raw.own = <iovec_block_t*>&self.raw.new_fans[FANS]
 
     def __dealloc__(self):
         if self.memory != NULL:

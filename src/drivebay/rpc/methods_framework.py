@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import re
 import signal
@@ -33,6 +34,7 @@ SPDK_MAJOR: Final = 26
 SPDK_MINOR: Final = 9
 
 
+@functools.cache
 def version_text() -> str:
     """Our own version, read from the installed package."""
     from importlib.metadata import PackageNotFoundError, version  # slow; only when asked
