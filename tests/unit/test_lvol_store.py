@@ -331,6 +331,41 @@ async def test_a_clone_of_another_bdev(scene: Scene) -> None:
 
 
 @played
+async def test_a_store_that_does_not_start_holds_nothing(scene: Scene) -> None:
+    """Wherever it is cancelled, and when the disk fails."""
+    image = MallocBdev("image", UUID(int=5), 512, 4 * CLUSTER // 512)
+    scene.registry.add(image)
+    scene.base = ErrorBdev("errors", uuid4(), scene.base)
+    scene.registry.add(scene.base)
+    await scene.registry.examining.wait()
+    store = await scene.store()
+    await store.clone_bdev(image, "c")
+    held = 0
+    for steps in range(200):
+        await scene.stores.close()
+        opening = asyncio.create_task(scene.stores.load(scene.base))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        held += scene.registry.claims(image).kind is not None
+        if opening.done():
+            break
+        opening.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await opening
+        assert [bdev.name for bdev in scene.registry] == ["base", "image", "errors"]
+        assert scene.registry.claims(scene.base).kind is None
+        assert scene.registry.claims(image).kind is None
+    assert held > 1
+    await scene.stores.close()
+    scene.base.inject("write", "failure")
+    with pytest.raises(DrivebayError):
+        await scene.stores.load(scene.base)
+    assert scene.registry.claims(scene.base).kind is None
+    await scene.stores.load(scene.base)
+    assert scene.registry.get("lvs/c")
+
+
+@played
 async def test_set_parent(scene: Scene) -> None:
     image = MallocBdev("image", UUID(int=5), 512, 4 * CLUSTER // 512)
     scene.registry.add(image)

@@ -104,7 +104,7 @@ class Presence:
         self._registry.claim(bdev, self.by, READERS)
         try:
             channel = await self._registry.open_channel(bdev, self._store.space.base.reactor)
-        except DrivebayError:
+        except BaseException:  # cancelled, too
             self._registry.release(bdev, self.by)
             raise
         self._externals[bdev.uuid] = channel

@@ -485,8 +485,17 @@ class Store:
                     await self._let_go()
 
     async def _let_go(self) -> None:
+        await self._end()
+        self.registry.release(self.base, claimant(self.base))
+        await self.registry.close_channel(self._channel)
+
+    async def _end(self) -> None:
         self.closed = True
         await self.space.close()
         await self._presence.stop()
-        self.registry.release(self.base, claimant(self.base))
-        await self.registry.close_channel(self._channel)
+
+    async def abandon(self) -> None:
+        """Take back what a start() did that failed or was cancelled; the base is the caller's."""
+        await self._presence.hide_all()
+        await self.space.freeze()
+        await self._end()

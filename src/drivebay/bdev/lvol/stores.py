@@ -186,6 +186,7 @@ class Stores:
             await store.start(zeroed)
         except BaseException:
             self._stores.remove(store)
+            await store.abandon()
             raise
         self._registry.subscribe(store.base, self._base_event)
         _log.info(
