@@ -6,9 +6,10 @@ Context: control; the space is frozen.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from drivebay.bdev.lvol import family
+from drivebay.bdev.lvol.blob import extent_page_count
 from drivebay.bdev.lvol.layout import ENTRIES_A_PAGE
 from drivebay.errors import DrivebayError
 
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["Needs"]
 
 _log = logging.getLogger(__name__)
+
+AHEAD: Final = 8  # extent pages that are made at once
+SCARCE: Final = 4  # more than this part of the free pages is not spent on it
 
 
 class Needs:
@@ -62,6 +66,8 @@ class Needs:
                 clusters.setdefault(table.blob_id, {})[index] = cluster
             else:
                 pages.setdefault(table.blob_id, set()).add(index // ENTRIES_A_PAGE)
+        for blob_id, wanted in pages.items():
+            wanted |= self._following(tables[blob_id], wanted)
         for blob_id, table in tables.items():
             blob = self._metadata.blobs.get(blob_id)
             if blob is None or blob.table is not table:
@@ -75,3 +81,13 @@ class Needs:
                         table.set(index, cluster)
             except DrivebayError as error:
                 _log.error("a first write to volume '%s' fails: %s", blob.name, error)
+
+    def _following(self, table: ClusterTable, wanted: set[int]) -> set[int]:
+        """The pages behind those that are wanted, unless pages are scarce.
+
+        All first writes wait while control makes a page; a volume that is written from its
+        beginning to its end needs these next.
+        """
+        end = extent_page_count(table.num_clusters)
+        found = {page for first in wanted for page in range(first, min(first + AHEAD, end))}
+        return found if len(found) <= self._metadata.free_page_count() // SCARCE else set()

@@ -169,10 +169,7 @@ class Store:
 
     @contextlib.asynccontextmanager
     async def _frozen(self) -> AsyncIterator[None]:
-        """Nothing is allocated meanwhile, and the disk says what is in memory.
-
-        With ``_metadata`` held. Raises: DrivebayError when that is not so and can't be mended.
-        """
+        """With ``_metadata`` held: nothing is allocated. Raises: DrivebayError, as Needs.heal()."""
         await self.space.freeze()
         flushes = self.metadata.flushes
         try:
