@@ -172,6 +172,33 @@ def test_a_blocking_call_eventfd_is_freed_and_only_its_queue_is_given_up() -> No
         assert not machine.reactor.rescue()
 
 
+def test_a_reactor_without_a_core_costs_no_queue_and_no_notification() -> None:
+    """It stands still in the write as well, but the eventfd has room: here another one, as it
+    gets its number while the write waits.
+    """
+    with ThreadedMachine() as machine:
+        disk = machine.add_queue()
+        call = machine.ports[0].call_fd
+        full, roomy = os.dup(call), os.eventfd(3, os.EFD_NONBLOCK)
+        os.eventfd_write(call, FULL)
+        flags = fcntl.fcntl(call, fcntl.F_GETFL)
+        fcntl.fcntl(call, fcntl.F_SETFL, flags & ~os.O_NONBLOCK)
+        done = disk.queue(Kind.FLUSH)
+        disk.publish()
+        machine.until(
+            lambda: machine.reactor.stats().place == "notifying a guest", "a blocked write"
+        )
+        os.dup2(roomy, call)
+        assert not machine.reactor.rescue()
+        assert os.eventfd_read(roomy) == 3, "the guest's notifications were taken from it"
+        os.eventfd_read(full)
+        disk.wait(done)
+        disk.flush()
+        assert machine.queues[0].broken is None
+        os.close(full)
+        os.close(roomy)
+
+
 def test_a_full_call_eventfd_that_does_not_block_harms_nobody() -> None:
     """The guest is notified already, and more than that cannot be said."""
     with ThreadedMachine() as machine:

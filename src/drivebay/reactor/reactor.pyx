@@ -28,6 +28,14 @@ from typing import NamedTuple
 
 from drivebay.errors import HostError, StateError, UsageError
 
+cdef extern from "<poll.h>" nogil:
+    short POLLOUT
+    cdef struct pollfd:
+        int fd
+        short events
+        short revents
+    int poll(pollfd* fds, unsigned long count, int timeout_ms)
+
 cdef extern from "<sys/uio.h>" nogil:
     int RWF_NOWAIT
     ssize_t preadv2(int fd, const iovec* parts, int count, long offset, int flags)
@@ -160,12 +168,18 @@ cdef class Reactor:
     def rescue(self):
         """Free the reactor from a call eventfd that its other holder made blocking.
 
-        Returns whether there was one. Context: control, when loops stand still.
+        Returns whether there was one. One that has room holds nobody up: then the thread only
+        has no core, as waking a guest gives it away. Context: control, when loops stand still.
         """
         cdef int fd = <int>load_acquire_u32(<uint32_t*>&self.raw.notifying)
         cdef uint64_t count = 0
         cdef iovec part
+        cdef pollfd room
         if fd < 0:
+            return False
+        room.fd, room.events, room.revents = fd, POLLOUT, 0
+        poll(&room, 1, 0)
+        if room.revents & POLLOUT:
             return False
         store_release_u32(&self.raw.rescued, <uint32_t>fd + 1)
         # Not read(2): the other holder decides whether that blocks.
