@@ -40,7 +40,8 @@ BARE = "malloc"
 RWS = ("randread", "randwrite")
 DEPTH = 32
 CLUSTER_BYTES = 64 << 10
-STORE_BYTES = 64 << 30  # on a null disk: only what the store itself does is measured
+STORE_BYTES = 64 << 30  # whose data a null disk takes: only what the store does is measured
+KEPT_BYTES = 64 << 20  # more than the metadata of such a store take
 SMALL_STORE_BYTES = 256 << 20
 LIMITS_S = {"snapshot": 0.05, **many_volumes.LIMITS_S}
 
@@ -110,6 +111,7 @@ class Stack:
 
 
 _LVOL = ("bdev_lvol_create_lvstore", "bdev_lvol_create")
+_STORES = (*_LVOL, "bdev_lvol_snapshot", "bdev_raid_create")
 STACKS = (
     Stack(BARE, lambda target, base: base),
     Stack("split", split, ("bdev_split_create",), 5),
@@ -162,8 +164,9 @@ def methods(target: Target) -> set[str]:
     return set(target.call("rpc_get_methods"))
 
 
-def malloc(target: Target, name: str, size: int = DISK_BYTES) -> str:
-    target.call("bdev_malloc_create", name=name, block_size=512, num_blocks=size // 512)
+def malloc(target: Target, name: str, size: int = DISK_BYTES, block_size: int = 512) -> str:
+    blocks = size // block_size
+    target.call("bdev_malloc_create", name=name, block_size=block_size, num_blocks=blocks)
     return name
 
 
@@ -221,21 +224,34 @@ def measure_stacks(
 
 
 @contextmanager
-def store_on(target: Target, kind: str, size: int, **more: int) -> Iterator[str]:
-    """A store on a disk of its own, "null" or "malloc"; on null it keeps nothing."""
-    disk, store = f"{kind}-store", f"{kind}-s"
-    blocks = size // 4096
-    target.call(f"bdev_{kind}_create", name=disk, block_size=4096, num_blocks=blocks)
+def store_on(target: Target, disk: str, **more: int) -> Iterator[str]:
+    store = f"{disk}-s"
     target.call("bdev_lvol_create_lvstore", bdev_name=disk, lvs_name=store, **more)
     yield store
     target.call("bdev_lvol_delete_lvstore", lvs_name=store)
-    target.call(f"bdev_{kind}_delete", name=disk)
+
+
+@contextmanager
+def disk_without_data(target: Target) -> Iterator[str]:
+    """A disk that keeps its first bytes, where a store has its metadata, and nothing behind.
+
+    SPDK reads the metadata back, so null alone will not do.
+    """
+    for kind, size in (("malloc", KEPT_BYTES), ("null", STORE_BYTES)):
+        target.call(f"bdev_{kind}_create", name=kind, block_size=4096, num_blocks=size // 4096)
+    bases = {"base_bdevs": ["malloc", "null"], "raid_level": "concat", "strip_size_kb": 64}
+    target.call("bdev_raid_create", name="concat", **bases)
+    yield "concat"
+    target.call("bdev_raid_delete", name="concat")
+    for kind in ("malloc", "null"):
+        target.call(f"bdev_{kind}_delete", name=kind)
 
 
 def first_writes(target: Target, seconds: float) -> float:
     """First writes a second of a fresh thin volume: each fills a cluster that was not there."""
     mebibytes = (STORE_BYTES >> 20) * 7 // 8
-    with store_on(target, "null", STORE_BYTES, cluster_sz=CLUSTER_BYTES) as store:
+    sizes = {"cluster_sz": CLUSTER_BYTES, "num_md_pages_per_cluster_ratio": 1}
+    with disk_without_data(target) as disk, store_on(target, disk, **sizes) as store:
         volume = {"lvol_name": "v", "size_in_mib": mebibytes, "lvs_name": store}
         target.call("bdev_lvol_create", **volume, thin_provision=True)
         serve(target, "thin", "vhost.thin", f"{store}/v")
@@ -261,7 +277,8 @@ def first_writes(target: Target, seconds: float) -> float:
 def snapshot_seconds(target: Target, gibibytes: int, repeat: int) -> list[float]:
     """Snapshots of a thin volume of this size, in a store that has far less."""
     times = []
-    with store_on(target, "malloc", SMALL_STORE_BYTES) as store:
+    disk = malloc(target, "small", SMALL_STORE_BYTES, 4096)
+    with store_on(target, disk) as store:
         volume = {"lvol_name": "v", "size_in_mib": gibibytes << 10, "lvs_name": store}
         target.call("bdev_lvol_create", **volume, thin_provision=True)
         for number in range(repeat):
@@ -269,6 +286,7 @@ def snapshot_seconds(target: Target, gibibytes: int, repeat: int) -> list[float]
             began = time.monotonic()
             target.call("bdev_lvol_snapshot", **taken)
             times.append(time.monotonic() - began)
+    target.call("bdev_malloc_delete", name=disk)
     return times
 
 
@@ -295,7 +313,7 @@ def measure_volumes(
 
 def _has_volumes(target: Target, targets: Sequence[Target]) -> bool:
     with alone(target, targets):
-        return methods(target).issuperset((*_LVOL, "bdev_lvol_snapshot"))
+        return methods(target).issuperset(_STORES)
 
 
 # --- what came out -------------------------------------------------------------------------

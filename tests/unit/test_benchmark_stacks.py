@@ -98,6 +98,7 @@ def test_snapshots_are_of_a_volume_that_is_larger_than_its_store() -> None:
     assert calls["bdev_lvol_create"]["thin_provision"]
     names = [params["snapshot_name"] for method, params in target.calls if "snapshot" in method]
     assert names == ["snapshot0", "snapshot1", "snapshot2"]
+    assert target.calls[-1] == ("bdev_malloc_delete", {"name": "small"}), "there is a next time"
     assert [method for method, _ in target.calls[-2:]] == [
         "bdev_lvol_delete_lvstore",
         "bdev_malloc_delete",
