@@ -360,3 +360,18 @@ def test_what_a_first_write_needs_fails_is_repeated_and_costs_nothing(
         assert loaded.free_page_count() == metadata.free_page_count()
 
     asyncio.run(scene())
+
+
+def test_a_snapshot_of_a_clone_of_a_bdev_leaves_it_to_its_own_clone() -> None:
+    async def scene() -> None:
+        metadata = await small_store()
+        external = b"x" * 36 + b"\0"
+        blob = await volumes.create(metadata, "n", UUID(int=20), 8 * CLUSTER, external=external)
+        before = describe(metadata)
+        snapshot = await volumes.snapshot(metadata, blob, "s", UUID(int=21))
+        assert (blob.external_id, snapshot.external_id) == (None, external)
+        await bury(metadata, await family.delete(metadata, snapshot))
+        assert describe(metadata) == before
+        assert describe(await load(metadata.device, make_table)) == before
+
+    asyncio.run(scene())
