@@ -352,7 +352,7 @@ def check_pages(real: Real) -> None:
         for index, number in enumerate(blob.table.extent_pages or ()):
             if number:
                 place = real.metadata.sb.page_offset(number)
-                page = unpack_page(real.disk.content[place : place + 4096])
+                page = unpack_page(bytes(real.disk.content[place : place + 4096]))
                 assert page is not None
                 start, entries = read_extent_page(page, number)
                 assert start == index * ENTRIES_A_PAGE
