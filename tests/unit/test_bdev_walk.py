@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -29,7 +30,7 @@ def tower(base: Bdev, height: int = 3) -> list[Bdev]:
         if level % 2:
             found.append(PassthruBdev(f"P{level}", None, below))
         else:
-            found.append(SplitBdev(f"S{level}", None, below, 8, below.num_blocks - 8))
+            found.append(SplitBdev(f"S{level}", uuid4(), below, 8, below.num_blocks - 8))
     return found
 
 
@@ -37,7 +38,7 @@ def errors(base: Bdev, height: int) -> list[Bdev]:
     """Error bdevs, each below three passthrus: more levels than an I/O has frames."""
     found = [base]
     for level in range(height):
-        found.append(ErrorBdev(f"E{level}", None, found[-1]))
+        found.append(ErrorBdev(f"E{level}", uuid4(), found[-1]))
         for number in range(3):
             found.append(PassthruBdev(f"P{level}{number}", None, found[-1]))
     return found
@@ -146,7 +147,7 @@ def test_limits_at_every_level_of_the_highest_stack_that_fits() -> None:
     """Held again and again on its way, an I/O needs no more frames than it has."""
     bdevs = errors(malloc_bdev(size_bytes=4 * MIB), 3)
     with pytest.raises(UsageError, match="too many others"):
-        ErrorBdev("E3", None, bdevs[-1])
+        ErrorBdev("E3", uuid4(), bdevs[-1])
     with Machine(bdevs[-1]) as machine:
         disk = machine.add_queue(64)
         for level, bdev in enumerate(bdevs):  # each holds what the one above let pass
