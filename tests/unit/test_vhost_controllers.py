@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from drivebay.errors import AlreadyExists, HostError, InUse, NotFound, UsageError
+from drivebay.vhost import controllers
 from drivebay.vhost.cpumask import parse_cpumask
 from drivebay.wire.virtio_blk import BlkFeature
-from tests.fakes.dataplane import FakeBdev
+from tests.fakes.dataplane import FakeBdev, FakeChannel
 from tests.fakes.memory import GuestMemory
 from tests.unit.vhost_serving import Serving, negotiate, start_ring
 
@@ -246,6 +248,47 @@ def test_a_front_end_that_has_just_left_is_nobody_s_session(serving: Serving) ->
         with serving.connect() as front:
             negotiate(front)
         serving.run(serving.controllers.delete("vhost.0"))
+
+
+def test_the_disk_of_a_deleted_controller_has_no_user(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = serving.registry
+    close = registry.close_channel
+
+    async def close_slowly(channel: FakeChannel) -> None:
+        await asyncio.sleep(0.02)
+        await close(channel)
+
+    monkeypatch.setattr(registry, "close_channel", close_slowly)
+    serving.create()
+    with serving.connect() as front, GuestMemory() as memory:
+        negotiate(front)
+        front.set_mem_table(memory)
+        fds = start_ring(front, memory)
+        serving.until(lambda: registry.channels)
+        serving.run(serving.controllers.delete("vhost.0", force=True))
+        assert not registry.channels
+    for fd in fds:
+        os.close(fd)
+
+
+def test_deleting_does_not_wait_for_a_bdev_that_never_answers(
+    serving: Serving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controllers, "LETTING_GO_S", 0.05)
+    serving.create()
+    with serving.connect() as front, GuestMemory() as memory:
+        negotiate(front)
+        front.set_mem_table(memory)
+        fds = start_ring(front, memory)
+        serving.plane.hold = {"stop"}
+        serving.run(serving.controllers.delete("vhost.0", force=True))
+        assert front.hung_up()
+        assert serving.registry.channels
+        serving.call(serving.plane.release)
+    for fd in fds:
+        os.close(fd)
 
 
 def test_the_end_does_not_wait_for_ever(serving: Serving) -> None:

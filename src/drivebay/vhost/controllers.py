@@ -32,6 +32,7 @@ LEAST_IOPS: Final = 100  # the rate is looked at 100 times a second
 MAX_DELAY_TICKS: Final = (1 << 32) - 1
 DEFAULT_SOCKET_MODE: Final = 0o600
 MAX_NAME_BYTES: Final = 255
+LETTING_GO_S: Final = 1.0  # who asks next for the file of a deleted disk shall find it free
 
 
 class Registry(BdevSource, Protocol):
@@ -180,12 +181,19 @@ class Controllers:
     async def delete(self, name: str, *, force: bool = False) -> None:
         """Remove a controller and its socket. Raises: NotFound, InUse while one is connected.
 
-        ``force`` ends its sessions; their last requests may still drain afterwards.
+        ``force`` ends its sessions. Returns when the disk has no user left; where requests
+        take longer than LETTING_GO_S, they drain afterwards.
         """
         controller = self.get(name)
         if not force:
             controller.refuse_if_connected()
-        del self._controllers[name]
+        sessions = list(controller.sessions.values())
+        await self._end(controller)
+        if sessions:
+            await asyncio.wait(sessions, timeout=LETTING_GO_S)
+
+    async def _end(self, controller: BlkController) -> None:
+        del self._controllers[controller.name]
         await controller.close(self._keep_until_drained)
 
     def _keep_until_drained(self, task: asyncio.Task[None]) -> None:
@@ -198,7 +206,7 @@ class Controllers:
         Returns whether all is over. If not, guest memory is still mapped and must stay so.
         """
         for controller in self:
-            await self.delete(controller.name, force=True)
+            await self._end(controller)
         if self._draining:
             await asyncio.wait(list(self._draining), timeout=patience_s)
         if self._draining:
