@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from drivebay.bdev import file_guard
 from drivebay.bdev.file import FileBdev
 from drivebay.bdev.file_guard import device_holders, open_guarded
 from drivebay.errors import HostError, InUse, UsageError
@@ -86,6 +89,34 @@ def test_readers_share_a_file_and_keep_writers_out(path: Path) -> None:
             open_bdev(path)
         first.close()
         second.close()
+
+
+@contextmanager
+def locked_by_nobody(path: Path) -> Iterator[socket.socket]:
+    """By an open description that no process has: it waits in the socket that is given."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        fd = os.open(path, os.O_RDWR)
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, struct.pack("=hhIqqiI", fcntl.F_WRLCK, *[0] * 6))
+        socket.send_fds(ours, [b"."], [fd])
+        os.close(fd)
+        yield theirs
+
+
+def test_the_last_requests_of_one_who_was_killed_are_waited_for(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with locked_by_nobody(path) as last:
+        monkeypatch.setattr("time.sleep", lambda seconds: last.close())
+        open_bdev(path).close()
+
+
+def test_a_lock_that_stays_is_refused_although_nobody_is_seen(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_guard, "DYING_S", 0.05)
+    with locked_by_nobody(path), pytest.raises(InUse, match="is locked by another process"):
+        open_bdev(path)
 
 
 def test_the_same_file_twice_in_one_target_is_refused(path: Path) -> None:

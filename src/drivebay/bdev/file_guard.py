@@ -12,7 +12,9 @@ import fcntl
 import os
 import stat
 import struct
+import time
 from pathlib import Path
+from typing import Final
 
 from drivebay.errors import HostError, InUse, UsageError
 
@@ -20,6 +22,8 @@ __all__ = ["device_holders", "file_size", "open_guarded", "release_guard"]
 
 # struct flock: l_type, l_whence, padding, l_start, l_len (0: to the end), l_pid, padding
 _FLOCK = struct.Struct("=hhIqqiI")
+DYING_S: Final = 1.0  # seen: 50 ms
+LOOK_S: Final = 0.01
 
 
 def open_guarded(path: str, *, readonly: bool, direct: bool) -> int:
@@ -73,18 +77,28 @@ def _refusal(path: str, error: OSError) -> Exception:
 
 
 def _lock(fd: int, path: str, readonly: bool) -> None:
+    """Wait for one who was killed: its last requests hold the lock until the kernel ends them."""
+    deadline = time.monotonic() + DYING_S
+    while not _try_lock(fd, path, readonly):
+        users = _open_by(fd)
+        if users or time.monotonic() > deadline:
+            who = ", ".join(users) if users else "another process"
+            raise InUse(
+                f"'{path}' is locked by {who}",
+                hint="one writer at a time: stop the other one, or open both read-only",
+            )
+        time.sleep(LOOK_S)
+
+
+def _try_lock(fd: int, path: str, readonly: bool) -> bool:
     kind = fcntl.F_RDLCK if readonly else fcntl.F_WRLCK
     try:
         fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0, 0, 0))
     except OSError as error:
-        if error.errno not in (errno.EAGAIN, errno.EACCES):
-            raise HostError(f"cannot lock '{path}'", error.errno or errno.EIO, path=path) from error
-        users = _open_by(fd)
-        who = ", ".join(users) if users else "another process"
-        raise InUse(
-            f"'{path}' is locked by {who}",
-            hint="one writer at a time: stop the other one, or open both read-only",
-        ) from error
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise HostError(f"cannot lock '{path}'", error.errno or errno.EIO, path=path) from error
+    return True
 
 
 def _open_by(fd: int) -> list[str]:
