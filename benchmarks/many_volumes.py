@@ -51,7 +51,7 @@ class FileDevice:
     async def unmap(self, offset: int, length: int) -> None:
         """Nothing: it is a hole."""
 
-    async def write_zeroes(self, offset: int, length: int) -> None:
+    async def write_zeroes(self, offset: int, length: int, *, may_unmap: bool = False) -> None:
         """The same."""
 
 

@@ -62,7 +62,7 @@ class MemoryDisk:
         self.log.append(("write", offset, bytes(data)))
         self.content[offset : offset + len(data)] = data
 
-    async def write_zeroes(self, offset: int, length: int) -> None:
+    async def write_zeroes(self, offset: int, length: int, *, may_unmap: bool = False) -> None:
         await self.write(offset, bytes(length))
 
     async def unmap(self, offset: int, length: int) -> None:

@@ -7,7 +7,7 @@ one frame. Context: reactor; never waits.
 """
 
 from libc.errno cimport EINVAL, ENODEV, EOPNOTSUPP, ERANGE, EROFS
-from libc.stdint cimport uint8_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from drivebay.bdev.base cimport (
     BDEV_FUA, BDEV_VOLATILE_CACHE, CHANNEL_CLOSING, CHANNEL_GATED, CHANNEL_LIMITED,

@@ -60,6 +60,6 @@ class BaseDevice:
         if "unmap" in self.bdev.io_types:
             await self._access.unmap(offset, length)
 
-    async def write_zeroes(self, offset: int, length: int) -> None:
+    async def write_zeroes(self, offset: int, length: int, *, may_unmap: bool = False) -> None:
         """Raises: HostError."""
-        await self._access.write_zeroes(offset, length)
+        await self._access.write_zeroes(offset, length, may_unmap=may_unmap)

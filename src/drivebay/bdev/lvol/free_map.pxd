@@ -15,6 +15,7 @@ cdef struct free_map_t:
     uint64_t free
     uint64_t lowest         # no cluster below is free
     bint frozen             # control's turn
+    bint unclear            # one that had to be clear was not: control clears some ahead
 
 cdef inline bint bit_get(const uint8_t* bits, uint64_t i) noexcept nogil:
     return bits[i >> 3] >> (i & 7) & 1
@@ -34,3 +35,4 @@ cdef class FreeMap:
     cdef Numbers zeroed_bits
     cdef int set_bits(self, uint64_t total) except -1
     cdef int require_frozen(self) except -1
+    cdef bint is_unclear(self, uint64_t cluster) noexcept

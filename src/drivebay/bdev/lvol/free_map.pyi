@@ -39,5 +39,15 @@ class FreeMap:
         Returns the runs (first cluster, count).
         """
 
+    @property
+    def unclear(self) -> bool:
+        """Whether somebody got a cluster that had to be cleared first."""
+
+    def next_unclear(self, most: int) -> tuple[int, int]:
+        """The first (cluster, count) that are free and not known to be zero, ``most`` at most.
+
+        For control to clear, and to mark_zeroed(). ``unclear`` is False from then on.
+        """
+
     def mark_zeroed(self, cluster: int, count: int) -> None:
         """Free clusters that were cleared, and the clearing flushed."""

@@ -157,6 +157,25 @@ cdef class FreeMap:
                 add_to_runs(freed, cluster)
         return freed
 
+    @property
+    def unclear(self):
+        self.require_frozen()
+        return bool(self.raw.unclear)
+
+    def next_unclear(self, uint64_t most):
+        cdef uint64_t first = self.raw.lowest, end
+        self.require_frozen()
+        self.raw.unclear = False
+        while first < self.raw.total and not self.is_unclear(first):
+            first += 1
+        end = first
+        while end < self.raw.total and end - first < most and self.is_unclear(end):
+            end += 1
+        return first, end - first
+
+    cdef bint is_unclear(self, uint64_t cluster) noexcept:
+        return not bit_get(self.raw.used, cluster) and not bit_get(self.raw.zeroed, cluster)
+
     def mark_zeroed(self, uint64_t cluster, uint64_t count):
         cdef uint64_t i
         self.require_frozen()

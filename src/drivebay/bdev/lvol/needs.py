@@ -1,10 +1,12 @@
-"""What first writes need of control: extent pages, saved run lengths, failed writes put right.
+"""What first writes need of control: extent pages, saved run lengths, clear clusters, and failed
+writes put right.
 
 Context: control; the space is frozen.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +25,7 @@ __all__ = ["Needs"]
 _log = logging.getLogger(__name__)
 
 AHEAD: Final = 8  # extent pages that are made at once
+CLEAR_BYTES: Final = 32 << 20  # that are cleared at once; first writes wait meanwhile
 SCARCE: Final = 4  # more than this part of the free pages is not spent on it
 
 
@@ -33,6 +36,7 @@ class Needs:
         self._metadata = metadata
         self._space = space
         self._told = False  # that writes fail
+        self._clears = True  # until the base could not
 
     async def heal(self) -> None:
         """Write again what failed writes left unknown. Raises: DrivebayError."""
@@ -81,6 +85,29 @@ class Needs:
                         table.set(index, cluster)
             except DrivebayError as error:
                 _log.error("a first write to volume '%s' fails: %s", blob.name, error)
+        if self._space.free.unclear and self._clears and self._metadata.is_known:
+            await self._clear_ahead()
+
+    async def _clear_ahead(self) -> None:
+        """Clear the free clusters that are next, with one flush for all of them.
+
+        Of a store that was loaded nobody knows what its free clusters hold. Whoever gets one that
+        is not clear has to clear and flush it first.
+        """
+        size = self._space.cluster_bytes
+        first, count = self._space.free.next_unclear(max(CLEAR_BYTES // size, 1))
+        if count == 0:
+            return
+        device = self._metadata.device
+        try:
+            await device.write_zeroes(first * size, count * size, may_unmap=True)
+        except DrivebayError as error:
+            _log.info("store '%s' clears clusters one by one: %s", self._metadata.name, error)
+            self._clears = False
+            return
+        with contextlib.suppress(DrivebayError):  # first writes fail now, and say so
+            await self._metadata.flush()
+            self._space.free.mark_zeroed(first, count)
 
     def _following(self, table: ClusterTable, wanted: set[int]) -> set[int]:
         """The pages behind those that are wanted, unless pages are scarce.

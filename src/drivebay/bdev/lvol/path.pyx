@@ -1,8 +1,8 @@
 """A volume's reads and writes: see path.pxd.
 
-An I/O within one cluster that is allocated goes through to the base; one across
-clusters that lie side by side is handed to it. The others fan out, one child for each run of clusters that can
-be treated alike; children go to a channel of the volume's own that no gate holds, since
+An I/O within one cluster that is allocated goes through to the base; one across clusters that
+lie side by side is handed to it. The others fan out, one child for each run of clusters that
+can be treated alike; children go to a channel of the volume's own that no gate holds, since
 whoever gates the volume waits for their parents. Context: reactor, except the classes.
 """
 

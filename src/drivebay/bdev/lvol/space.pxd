@@ -24,7 +24,7 @@ cdef enum:
 
 # event bits
 cdef enum:
-    SPACE_NEEDS = 1         # claims wait for control: space.wants()
+    SPACE_NEEDS = 1         # of control: space.wants(), or clear clusters
     SPACE_FULL = 2
 
 cdef struct page_write_t:

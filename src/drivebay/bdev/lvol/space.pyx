@@ -3,30 +3,23 @@
 from libc.errno cimport EIO, ENOMEM, ENOSPC
 from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 from posix.mman cimport (
-    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap,
-)
+    MAP_ANONYMOUS, MAP_FAILED, MAP_NORESERVE, MAP_PRIVATE, PROT_READ, PROT_WRITE, mmap, munmap)
 
 from drivebay.bdev.base cimport (
-    BDEV_VOLATILE_CACHE, FRAME_TAKEN, IO_WRITE, SUBMIT_DONE, Channel, io_push, io_t,
-)
+    BDEV_VOLATILE_CACHE, FRAME_TAKEN, IO_WRITE, SUBMIT_DONE, Channel, io_push, io_t)
 from drivebay.bdev.entry cimport bdev_submit
 from drivebay.bdev.lvol.contents cimport (
-    Contents, claim_t, claims_append, claims_t, claims_take, contents_make, contents_t,
-)
+    Contents, claim_t, claims_append, claims_t, claims_take, contents_make, contents_t)
 from drivebay.bdev.lvol.extent_page cimport (
     extent_page_begin, extent_page_count, extent_page_end, extent_page_get, extent_page_present,
-    extent_page_put,
-)
+    extent_page_put)
 from drivebay.bdev.lvol.free_map cimport (
-    FreeMap, bit_clear, bit_get, free_map_give, free_map_take,
-)
+    FreeMap, bit_clear, bit_get, free_map_give, free_map_take)
 from drivebay.bdev.lvol.table cimport (
-    ENTRIES_A_PAGE, ClusterTable, stable_t, table_own, table_t,
-)
+    ENTRIES_A_PAGE, ClusterTable, stable_t, table_find, table_own, table_t)
 from drivebay.bdev.lvol.turns cimport turn_due, turn_forget, turn_t
 from drivebay.memory.platform cimport load_acquire_u64, store_release_u32, store_release_u64
-from drivebay.reactor.mailbox cimport (
-    event_raise, mailbox_post, message_answer, message_t)
+from drivebay.reactor.mailbox cimport event_raise, mailbox_post, message_answer, message_t
 from drivebay.reactor.reactor cimport reactor_t
 
 from drivebay.errors import HostError
@@ -123,6 +116,14 @@ cdef inline bint lacks_page(const claim_t* claim) noexcept nogil:
             and claim.table.extent_pages[claim.index // ENTRIES_A_PAGE] == 0)
 
 
+cdef inline void want_clear_ones(space_t* space, const claim_t* claim) noexcept nogil:
+    """Those that come next shall not have to clear their clusters one by one."""
+    cdef uint32_t cluster = 0
+    if not space.free.unclear and not table_find(claim.table, claim.index, &cluster):
+        space.free.unclear = True
+        event_raise(space.reactor.control, &space.event, SPACE_NEEDS)
+
+
 cdef void admit(space_t* space, claim_t* claim) noexcept nogil:
     cdef table_t* table = claim.table
     cdef claim_t* leader
@@ -155,6 +156,8 @@ cdef void admit(space_t* space, claim_t* claim) noexcept nogil:
     claim.chain = bucket[0]
     bucket[0] = claim
     space.active += 1
+    if not bit_get(space.free.zeroed, cluster):
+        want_clear_ones(space, claim)
     contents_make(space.contents, claim, bit_get(space.free.zeroed, cluster))
     bit_clear(space.free.zeroed, cluster)
 
