@@ -43,6 +43,7 @@ def test_a_cost_compares_what_ran_in_the_same_repetition() -> None:
 
 def test_each_stack_has_a_goal_and_so_have_the_volumes() -> None:
     rows = [row(BARE, 100.0), row("split", 94.0), row("passthru x5", 81.0)]
+    rows.append(row("malloc again", 90.0))  # has none
     volumes = {
         "first writes, drivebay": [300.0],
         "first writes, spdk": [100.0],
@@ -64,11 +65,11 @@ def test_what_a_target_lacks_is_left_out(monkeypatch: pytest.MonkeyPatch) -> Non
     filled: list[str] = []
     monkeypatch.setattr(bdev_stack, "fill", lambda socket: filled.append(socket.name))
     target = Scribe("bdev_passthru_create")
-    assert bdev_stack.prepare(target, STACKS) == [BARE, "passthru x5"]
+    assert bdev_stack.prepare(target, STACKS) == [BARE, "passthru x5", "malloc again"]
     made = [params["base_bdev_name"] for method, params in target.calls if "passthru" in method]
     assert made == ["m3", "m3-p", "m3-p-p", "m3-p-p-p", "m3-p-p-p-p"]
-    assert list(target.sockets) == [BARE, "passthru x5"]
-    assert filled == ["vhost.0", "vhost.3"]
+    assert list(target.sockets) == [BARE, "passthru x5", "malloc again"]
+    assert filled == ["vhost.0", "vhost.3", "vhost.6"]
 
 
 def test_the_mixed_stacks_are_made_from_below() -> None:

@@ -120,6 +120,7 @@ def test_guests_write_all_the_while(superblock: bool) -> None:
         await scene.write(disk, 0, bytes(4096))
         model[:4096] = bytes(4096)
         scene.window_kb = 16
+        scene.most_mb_per_s = 4  # it shall not be over before the writers begin
         await scene.arrays.add_base("md", "B")
 
         async def writer(lane: int) -> int:
