@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import functools
 import time
 from typing import TYPE_CHECKING, Any, Final
 
+from drivebay.bdev.in_slices import in_slices
 from drivebay.bdev.limits import limits_of
 from drivebay.errors import HostError, UsageError
 from drivebay.reactor.clock import tick_rate
@@ -102,13 +102,8 @@ async def bdev_get_bdevs(target: Target, params: Params) -> Any:
 
 
 async def _describe_all(target: Target) -> list[dict[str, Any]]:
-    shown = []
-    for count, bdev in enumerate(target.registry, 1):
-        if count % _SHOWN_AT_ONCE == 0:
-            await asyncio.sleep(0)
-        if bdev in target.registry:  # still
-            shown.append(describe(target, bdev))
-    return shown
+    slices = in_slices(target.registry, _SHOWN_AT_ONCE)
+    return [describe(target, bdev) async for bdev in slices if bdev in target.registry]
 
 
 @method("bdev_wait_for_examine", RUNTIME)

@@ -7,13 +7,13 @@ to copy from. Context: control.
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import logging
 from typing import TYPE_CHECKING, Final
 from uuid import UUID
 
 from drivebay.bdev.claims import READERS
+from drivebay.bdev.in_slices import in_slices
 from drivebay.bdev.lvol.layout import StoreError
 from drivebay.bdev.lvol.volume import Volume, external_uuid
 from drivebay.errors import DrivebayError, NotFound
@@ -66,9 +66,7 @@ class Presence:
             except DrivebayError as error:
                 _log.warning("the external snapshot %s can't be used: %s", uuid, error)
                 self.missing.add(uuid)
-        for count, volume in enumerate(self._store.volumes):
-            if count % WIRED_AT_ONCE == 0:
-                await asyncio.sleep(0)
+        async for volume in in_slices(self._store.volumes, WIRED_AT_ONCE):
             self.wire(volume.blob)
 
     async def stop(self) -> None:
