@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from typing import TYPE_CHECKING, Any, Final
 
+from drivebay.bdev.in_slices import in_slices
 from drivebay.errors import InUse, NotFound
 from drivebay.rpc.jsonrpc import INTERNAL_ERROR, INVALID_PARAMS, RpcError
-from drivebay.rpc.methods_lvstore import clear_method, find_store, late_errors, stores_meant
+from drivebay.rpc.methods_lvstore import (
+    STORE_PARAMS,
+    clear_method,
+    find_store,
+    late_errors,
+    stores_meant,
+)
 from drivebay.rpc.schema import (
     BDEV,
     RUNTIME,
@@ -46,8 +52,7 @@ def _size(mebibytes: int) -> int:
         Param("lvol_name", String(), required=True, doc="its name within the store"),
         Param("size_in_mib", Integer(64), required=True, doc="rounded up to whole clusters"),
         Param("thin_provision", Bool(), default=False, doc="take clusters when they are written"),
-        Param("uuid", String(), doc="of the store"),
-        Param("lvs_name", String(), doc="of the store; this or the uuid"),
+        *STORE_PARAMS,
         Param(
             "clear_method",
             Choice("default", "none", "unmap", "write_zeroes"),
@@ -263,14 +268,12 @@ async def bdev_lvol_delete(target: Target, params: Params) -> Any:
 async def bdev_lvol_get_lvols(target: Target, params: Params) -> Any:
     """Show the volumes of one store, or of all."""
     stores = stores_meant(target, params["lvs_uuid"], params["lvs_name"])
-    shown = []
-    for store in stores:
-        for count, volume in enumerate(store.volumes, 1):
-            if count % _SHOWN_AT_ONCE == 0:
-                await asyncio.sleep(0)
-            if volume in store:  # still
-                shown.append(_describe(volume))
-    return shown
+    return [
+        _describe(volume)
+        for store in stores
+        async for volume in in_slices(store.volumes, _SHOWN_AT_ONCE)
+        if volume in store
+    ]
 
 
 def _describe(volume: Volume) -> dict[str, Any]:
