@@ -195,12 +195,18 @@ class Store:
             self._require_open()
             if volume is not None:
                 self._require_idle(volume)
-            async with contextlib.AsyncExitStack() as stack:
-                for other in quiet:
-                    if other.bdev is not None:
-                        await stack.enter_async_context(self.registry.quiesced(other.bdev))
-                async with self._metadata, self._frozen():
-                    yield
+            async with self._still(quiet):
+                yield
+
+    @contextlib.asynccontextmanager
+    async def _still(self, quiet: Iterable[Volume]) -> AsyncIterator[None]:
+        """With ``_changes`` held: these do no I/O, and nothing is allocated."""
+        async with contextlib.AsyncExitStack() as stack:
+            for volume in quiet:
+                if volume.bdev is not None:
+                    await stack.enter_async_context(self.registry.quiesced(volume.bdev))
+            async with self._metadata, self._frozen():
+                yield
 
     def _require_open(self) -> None:
         if self.closed:
@@ -277,14 +283,10 @@ class Store:
             await self._presence.hide(volume)
             quiet = list(self.descendants(volume.blob))
             try:
-                async with contextlib.AsyncExitStack() as stack:
+                async with self._still(quiet):
+                    dead = await family.delete(metadata, volume.blob)
                     for other in quiet:
-                        if other.bdev is not None:
-                            await stack.enter_async_context(self.registry.quiesced(other.bdev))
-                    async with self._metadata, self._frozen():
-                        dead = await family.delete(metadata, volume.blob)
-                        for other in quiet:
-                            self._presence.wire(other.blob)
+                        self._presence.wire(other.blob)
             except DrivebayError:
                 self._presence.show(volume)
                 raise
