@@ -32,18 +32,27 @@ def call_to_the_end(client: Client, socket: str | None, method: str, params: Any
 
     Raises: as call().
     """
-    prepare = _COPYING.get(method)
-    name = params.get("name") if isinstance(params, dict) else None
-    if prepare is None or not isinstance(name, str):
-        return call(client, method, params)
-    try:
-        look = prepare(client, name)
-    except RpcRefused:  # the call itself says better what is wrong
+    if method not in _COPYING:
         return call(client, method, params)
     results: list[Any] = []
     with connect(socket, _COPY_LIMIT_S) as worker:
+        look = _look_of(client, method, params)
+        if look is None:
+            return call(worker, method, params)
+        name = params["name"]
         watch(f"copying {name}", lambda: results.append(call(worker, method, params)), look)
     return results[0]
+
+
+def _look_of(client: Client, method: str, params: Any) -> _Look | None:
+    """How to see how far a copy is; None when nobody would, or when the call will be refused."""
+    name = params.get("name") if isinstance(params, dict) else None
+    if not sys.stderr.isatty() or not isinstance(name, str):
+        return None
+    try:
+        return _COPYING[method](client, name)
+    except RpcRefused:  # the call itself says better what is wrong
+        return None
 
 
 def follow(client: Client, method: str, params: Any, result: Any) -> None:
@@ -58,32 +67,36 @@ def follow(client: Client, method: str, params: Any, result: Any) -> None:
 
 def lvol_of(client: Client, name: str) -> dict[str, Any]:
     """What the target says about a volume."""
-    found: dict[str, Any] = call(client, "bdev_get_bdevs", {"name": name})[0]
-    specific: dict[str, Any] = found["driver_specific"]["lvol"]
+    specific: dict[str, Any] = _bdev(client, name)["driver_specific"]["lvol"]
     return specific
 
 
+def _bdev(client: Client, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = call(client, "bdev_get_bdevs", {"name": name})[0]
+    return found
+
+
 def _look_of_inflate(client: Client, name: str) -> _Look:
-    bdev = call(client, "bdev_get_bdevs", {"name": name})[0]
+    bdev = _bdev(client, name)
     lvol = bdev["driver_specific"]["lvol"]
     [store] = call(client, "bdev_lvol_get_lvstores", {"uuid": lvol["lvol_store_uuid"]})
     clusters = bdev["num_blocks"] * bdev["block_size"] // store["cluster_size"]
-    return _look_of_clusters(client, name, clusters - lvol["num_allocated_clusters"])
+    return _look_of_clusters(client, name, lvol, clusters - lvol["num_allocated_clusters"])
 
 
 def _look_of_decouple(client: Client, name: str) -> _Look:
-    bdev = call(client, "bdev_get_bdevs", {"name": name})[0]
-    parent = bdev["driver_specific"]["lvol"].get("base_snapshot")
-    if parent is None:
-        return _look_of_clusters(client, name, 0)
-    pool = bdev["aliases"][0].partition("/")[0]
-    below = lvol_of(client, f"{pool}/{parent}")["num_allocated_clusters"]
-    return _look_of_clusters(client, name, below)
+    bdev = _bdev(client, name)
+    lvol = bdev["driver_specific"]["lvol"]
+    below = 0
+    if "base_snapshot" in lvol:
+        pool = bdev["aliases"][0].partition("/")[0]
+        below = lvol_of(client, f"{pool}/{lvol['base_snapshot']}")["num_allocated_clusters"]
+    return _look_of_clusters(client, name, lvol, below)
 
 
-def _look_of_clusters(client: Client, name: str, missing: int) -> _Look:
-    """How many of those that are missing the volume has by now."""
-    had = lvol_of(client, name)["num_allocated_clusters"]
+def _look_of_clusters(client: Client, name: str, lvol: dict[str, Any], missing: int) -> _Look:
+    """How many of those that are missing now the volume has by then."""
+    had = lvol["num_allocated_clusters"]
     return lambda: (lvol_of(client, name)["num_allocated_clusters"] - had, missing)
 
 
