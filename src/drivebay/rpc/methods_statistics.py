@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any, Final
 
 from drivebay.bdev.base import OPERATIONS
+from drivebay.errors import HostError
 from drivebay.reactor.clock import tick_rate
 from drivebay.rpc.jsonrpc import INTERNAL_ERROR, RpcError
 from drivebay.rpc.methods_bdev import IO_TYPES
@@ -92,10 +93,12 @@ async def bdev_enable_histogram(target: Target, params: Params) -> Any:
 
 
 def _counted(bdev: Bdev) -> Histogram:
-    if bdev.layout is None:
-        data = {"hint": f"begin with bdev_enable_histogram for '{bdev.name}'"}
-        raise RpcError(INTERNAL_ERROR, os.strerror(errno.EFAULT), data)
-    return bdev.times()
+    """What was counted; when nothing was, SPDK answers with another code than for a bdev."""
+    try:
+        return bdev.times()
+    except HostError as error:
+        data = {"reason": str(error), "hint": error.hint}
+        raise RpcError(INTERNAL_ERROR, os.strerror(error.errno or errno.EIO), data) from error
 
 
 @method("bdev_get_histogram", RUNTIME, params=(_NAME,), style=BDEV)
@@ -146,7 +149,6 @@ async def bdev_set_qd_sampling_period(target: Target, params: Params) -> Any:
     from drivebay.bdev.sampling import Sampler
 
     bdev = target.registry.get(params["name"])
-
     if bdev.sampler is not None:
         bdev.sampler.stop()
     period = params["period"]
