@@ -75,10 +75,10 @@ class Target:
         self._mailbox: ControlMailbox | None = None
         self._workers: ThreadPoolExecutor | None = None
         self.registry.examining.by_hand = self.settings.examined
-        self.arrays = Arrays(self.registry, lambda: self.reactors[0], self._raid_options)
+        self.arrays = Arrays(self.registry, self._first_reactor, self._raid_options)
         self.registry.on_event(self.notifications.add)
         self.registry.examining.on_examine(self._examine_gpt, _may_be_partitioned)
-        self.registry.examining.reactor = lambda: self.reactors[0]
+        self.registry.examining.reactor = self._first_reactor
 
     async def start(self) -> None:
         """Bring up reactors and what stands on them. Raises: DrivebayError; stop() then."""
@@ -116,7 +116,7 @@ class Target:
         await examine_gpt(self.registry, self.reactors[0], bdev)
 
     def _first_reactor(self) -> Reactor:
-        """It owns the stores of logical volumes, and control's own I/O goes through it."""
+        """It owns stores and RAID arrays, and control's own I/O goes through it."""
         return self.reactors[0]
 
     def start_runtime(self) -> None:
