@@ -7,7 +7,7 @@ one frame. Context: reactor; never waits.
 """
 
 from libc.errno cimport EINVAL, ENODEV, EOPNOTSUPP, ERANGE, EROFS
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from drivebay.bdev.base cimport (
     BDEV_FUA, BDEV_VOLATILE_CACHE, CHANNEL_CLOSING, CHANNEL_GATED, CHANNEL_LIMITED,
@@ -264,16 +264,17 @@ cdef bint flush_behind(
 ) noexcept nogil:
     """For those above a write that needs a flush stays one I/O. Returns: is it still under way?"""
     cdef channel_t* last = last_of(top, saved)
+    cdef uint8_t operation = io.operation
     if not wants_flush(last, io):
         return False
-    if io.operation == IO_WRITE_ZEROES:
+    if operation == IO_WRITE_ZEROES:
         saved |= FLUSHED_ZEROES
     io_push(io, flushed, top, saved, started)
     io.operation = IO_FLUSH
     if walk(last, last, io, 0, last.reactor.now) != SUBMIT_DONE:
         return True
     io.frame_count -= 1
-    io.operation = IO_WRITE_ZEROES if saved & FLUSHED_ZEROES else IO_WRITE
+    io.operation = operation
     return False
 
 
