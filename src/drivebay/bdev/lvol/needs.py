@@ -25,8 +25,8 @@ __all__ = ["Needs"]
 _log = logging.getLogger(__name__)
 
 AHEAD: Final = 8  # extent pages that are made at once
-CLEAR_BYTES: Final = 32 << 20  # that are cleared at once; first writes wait meanwhile
 SCARCE: Final = 4  # more than this part of the free pages is not spent on it
+CLEAR_BYTES: Final = 32 << 20  # that are cleared at once; first writes wait meanwhile
 
 
 class Needs:
