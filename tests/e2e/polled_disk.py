@@ -111,7 +111,8 @@ def check_file(path: Path) -> None:
         disk.flush()
         assert disk.read(SIZE // 512, 4096) == bytes(1536) + b"x" * 512 + bytes(2048)
         os.sync()
-        seen = counted(lambda: read(disk, content))
+        # A file system may write in the background: the quietest of three counts is the reads'.
+        seen = min(counted(lambda: read(disk, content)) for _ in range(3))
         print(f"{path}: {seen} interrupts", flush=True)
         assert seen < ROUNDS
 
@@ -119,8 +120,11 @@ def check_file(path: Path) -> None:
 def main(device: str, folder: str) -> None:
     check_device(device)
     check_device_without(device)
-    subprocess.run(["mkfs.ext4", "-q", device], check=True, timeout=60)
-    subprocess.run(["mount", "-t", "ext4", device, folder], check=True, timeout=60)
+    # Nothing is left to initialise later, and reads change no times: both would interrupt.
+    make = ["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0", device]
+    subprocess.run(make, check=True, timeout=60)
+    mount = ["mount", "-t", "ext4", "-o", "noatime,noinit_itable", device, folder]
+    subprocess.run(mount, check=True, timeout=60)
     check_file(Path(folder) / "disk.img")
     print("everything was polled", flush=True)
 
