@@ -102,3 +102,16 @@ def test_stacks(tmp_path: Path) -> None:
             assert rows[stack, rw]["samples"][0]["iops"] > 0
     assert len(found["goals"]) >= len(rows) - 2
     assert "percent of the bare disk's throughput lost" in done.stdout
+
+
+def test_limits(tmp_path: Path) -> None:
+    words = ("--quick", "--depths", "32", "--queues", "2", "--out", str(tmp_path))
+    done = run("limits.py", *words)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "limits.json").read_text())
+    names = [line["limit"] for line in found["lines"]]
+    assert len(set(names)) == len(names) == 4
+    for line in found["lines"]:
+        assert 0 < line["ratios"][0] < 1.5
+    assert all(iops > 0 for iops in found["shares"][0])
+    assert len(found["goals"]) == 5
