@@ -384,29 +384,23 @@ def run(options: argparse.Namespace) -> None:
             "repeat": options.repeat,
             "rows": [row.as_json() for row in rows],
             "volumes": volumes,
-            "goals": [vars(goal) | {"met": goal.met} for goal in found],
+            "goals": [goal.as_json() for goal in found],
         },
     )
     print(f"\nwritten: {path}")
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = report.parser_of(
+        __doc__, runtime=1.0, repeat=7, quick="1 repetition of 0.2 s, 50 volumes"
     )
     add = parser.add_argument
     add("--spdk", type=Path, help="SPDK's program vhost")
-    add("--runtime", type=float, default=1.0, help="seconds of one measurement")
-    add("--repeat", type=int, default=7)
     add("--volumes", type=int, default=10_000, help="in the store that is opened")
-    add("--quick", action="store_true", help="1 repetition of 0.2 s, 50 volumes")
-    add("--out", type=Path, help="folder of the results (default: benchmarks/results)")
     add("--name", default="bdev_stack", help="of the result's file")
-    options = parser.parse_args(words)
+    options = report.parse(parser, words)
     if options.quick:
-        options.runtime, options.repeat, options.volumes = 0.2, 1, 50
-    if options.out is None:
-        options.out = report.quick_results() if options.quick else report.RESULTS
+        options.volumes = 50
     return options
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from measuring import Row
 
@@ -25,6 +26,9 @@ class Goal:
     @property
     def met(self) -> bool:
         return self.measured >= self.wanted if self.at_least else self.measured <= self.wanted
+
+    def as_json(self) -> dict[str, Any]:
+        return vars(self) | {"met": self.met}
 
     def line(self) -> str:
         sign = "at least" if self.at_least else "at most"

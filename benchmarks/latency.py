@@ -147,25 +147,14 @@ def wake_ups(lines: Sequence[Line]) -> list[Goal]:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = report.parser_of(__doc__, runtime=2.0, repeat=5, quick="1 repetition of 0.2 s")
     add = parser.add_argument
     add("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     add("--rw", nargs="+", choices=("randread", "randwrite"), default=["randread"])
     add("--rates", nargs="+", type=int, default=list(RATES), help="a second; 0: at once")
     add("--spdk", type=Path, metavar="PROGRAM", help="SPDK's vhost; needs free huge pages")
-    add("--runtime", type=float, default=2.0, help="seconds of one measurement")
-    add("--repeat", type=int, default=5)
-    add("--quick", action="store_true", help="1 repetition of 0.2 s")
-    add("--out", type=Path, help="folder of the results (default: benchmarks/results)")
     add("--name", default="latency", help="of the result's file")
-    options = parser.parse_args(words)
-    if options.quick:
-        options.runtime, options.repeat = 0.2, 1
-    if options.out is None:
-        options.out = report.quick_results() if options.quick else report.RESULTS
-    return options
+    return report.parse(parser, words)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -184,7 +173,7 @@ def run(options: argparse.Namespace) -> None:
             "runtime_s": options.runtime,
             "repeat": options.repeat,
             "lines": [line.as_json() for line in lines],
-            "goals": [vars(goal) | {"met": goal.met} for goal in goals],
+            "goals": [goal.as_json() for goal in goals],
         },
     )
     print(f"\nwritten: {path}")

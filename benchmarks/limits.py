@@ -20,14 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import report
+from contenders import BLOCK_BYTES
 from goals import Goal
 from targets import LOAD_CORE, Target, drivebay
 
+from drivebay.bdev.limits import LIMITS as LIMIT_NAMES
 from drivebay.engines.vhost_user_workload import LoadParams, Workload, run_load
 from drivebay.errors import DrivebayError
 
 MIB = 1 << 20
-BLOCK_BYTES = 4096
 TOLERANCE = 0.02
 # Deep enough for both, which sleep on one core, to have a request waiting at all times.
 SHARING_DEPTHS = (16, 128)
@@ -37,9 +38,6 @@ LIMITS: tuple[tuple[str, dict[str, int], float], ...] = (
     ("50,000 requests/s", {"rw_ios_per_sec": 50_000}, 50_000),
     ("100 MiB/s", {"rw_mbytes_per_sec": 100}, 100 * MIB / BLOCK_BYTES),
     ("40 MiB/s of reads", {"r_mbytes_per_sec": 40}, 40 * MIB / BLOCK_BYTES),
-)
-NONE = dict.fromkeys(
-    ("rw_ios_per_sec", "rw_mbytes_per_sec", "r_mbytes_per_sec", "w_mbytes_per_sec"), 0
 )
 HEAD = "| limit | depth | queues | let through, of what may be (least to most) |\n|---|---|---|---|"
 
@@ -65,7 +63,9 @@ class Line:
 
 
 def set_limit(target: Target, limits: dict[str, int]) -> None:
-    target.call("bdev_set_qos_limit", name="malloc", **(NONE | limits))
+    """These and no others."""
+    every = dict.fromkeys(LIMIT_NAMES, 0) | limits
+    target.call("bdev_set_qos_limit", name="malloc", **every)
 
 
 def load(target: Target, disk: str, depth: int, queues: int, seconds: float) -> float:
@@ -127,22 +127,11 @@ def goals_of(lines: Sequence[Line], shares: Sequence[Sequence[float]]) -> list[G
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = report.parser_of(__doc__, runtime=1.0, repeat=5, quick="1 repetition of 0.2 s")
     add = parser.add_argument
     add("--depths", nargs="+", type=int, default=[1, 32, 128])
     add("--queues", nargs="+", type=int, default=[1, 2])
-    add("--runtime", type=float, default=1.0, help="seconds of one measurement")
-    add("--repeat", type=int, default=5)
-    add("--quick", action="store_true", help="1 repetition of 0.2 s")
-    add("--out", type=Path, help="folder of the results (default: benchmarks/results)")
-    options = parser.parse_args(words)
-    if options.quick:
-        options.runtime, options.repeat = 0.2, 1
-    if options.out is None:
-        options.out = report.quick_results() if options.quick else report.RESULTS
-    return options
+    return report.parse(parser, words)
 
 
 def prepare(folder: Path, stack: ExitStack) -> Target:
@@ -169,7 +158,7 @@ def run(options: argparse.Namespace) -> None:
         "runtime_s": options.runtime,
         "lines": [vars(line) for line in lines],
         "shares": shares,
-        "goals": [vars(goal) | {"met": goal.met} for goal in goals],
+        "goals": [goal.as_json() for goal in goals],
     }
     print(f"\nwritten: {report.save(options.out, 'limits', found)}")
 

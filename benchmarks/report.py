@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -94,7 +95,32 @@ def save(folder: Path, name: str, found: dict[str, Any]) -> Path:
     return path
 
 
-def quick_results() -> Path:
+def parser_of(
+    doc: str | None, *, runtime: float, repeat: int, quick: str
+) -> argparse.ArgumentParser:
+    """The options that every benchmark has; ``quick`` says what --quick measures."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--runtime", type=float, default=runtime, help="seconds of one measurement")
+    add("--repeat", type=int, default=repeat)
+    add("--quick", action="store_true", help=quick)
+    add("--out", type=Path, help="folder of the results (default: benchmarks/results)")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser, words: Sequence[str]) -> argparse.Namespace:
+    """The options; a quick run is short, and its results go where nobody looks for any."""
+    options = parser.parse_args(words)
+    if options.quick:
+        options.runtime, options.repeat = 0.2, 1
+    if options.out is None:
+        options.out = _quick_results() if options.quick else RESULTS
+    return options
+
+
+def _quick_results() -> Path:
     """Where results go that nobody should take for results."""
     return Path(tempfile.gettempdir()) / "drivebay-bench-results"
 

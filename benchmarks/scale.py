@@ -220,23 +220,16 @@ def panels(points: Sequence[Point]) -> list[Panel]:
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = report.parser_of(
+        __doc__, runtime=1.0, repeat=5, quick="1 repetition of 0.2 s, up to 4 controllers"
     )
     add = parser.add_argument
     add("--counts", nargs="+", type=int, default=list(COUNTS), help="numbers of controllers")
     add("--reactors", nargs="+", type=int, default=list(REACTORS))
-    add("--runtime", type=float, default=1.0, help="seconds of one measurement")
-    add("--repeat", type=int, default=5)
-    add("--quick", action="store_true", help="1 repetition of 0.2 s, up to 4 controllers")
-    add("--out", type=Path, help="folder of the results (default: benchmarks/results)")
     add("--name", default="scale", help="of the result's files")
-    options = parser.parse_args(words)
+    options = report.parse(parser, words)
     if options.quick:
-        options.runtime, options.repeat = 0.2, 1
         options.counts = [count for count in options.counts if count <= 4]
-    if options.out is None:
-        options.out = report.quick_results() if options.quick else report.RESULTS
     return options
 
 

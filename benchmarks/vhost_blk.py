@@ -143,16 +143,14 @@ def measure_resting(
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = report.parser_of(
+        __doc__,
+        runtime=3.0,
+        repeat=5,
+        quick="2 repetitions of 0.3 s, results in a temporary folder",
     )
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "drivebay"
     add = parser.add_argument
-    add("--runtime", type=float, default=3.0, help="seconds of one measurement")
-    add("--repeat", type=int, default=5)
-    add(
-        "--quick", action="store_true", help="2 repetitions of 0.3 s, results in a temporary folder"
-    )
     add("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     add("--rw", nargs="+", choices=RWS, default=list(RWS))
     add("--depths", nargs="+", type=int, default=list(DEPTHS))
@@ -170,14 +168,11 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     add("--disks", type=int, default=100, help="of the idle targets")
     add("--idle", type=int, default=256, help="disks beside the busy one")
     add("--idle-seconds", type=float, default=10.0)
-    add("--out", type=Path, help="folder of the results (default: benchmarks/results)")
     add("--name", default="vhost_blk", help="of the result's files")
-    options = parser.parse_args(words)
+    options = report.parse(parser, words)
     if options.quick:
         options.runtime, options.repeat, options.idle_seconds = 0.3, 2, 0.5
         options.disks, options.idle = min(options.disks, 8), min(options.idle, 8)
-    if options.out is None:
-        options.out = report.quick_results() if options.quick else report.RESULTS
     return options
 
 
@@ -224,7 +219,7 @@ def _report(
             "repeat": options.repeat,
             "rows": [row.as_json() for row in rows],
             "resting": resting,
-            "goals": [vars(one) | {"met": one.met} for one in reached],
+            "goals": [goal.as_json() for goal in reached],
         },
     )
     write_chart(path.with_suffix(".svg"), rows)
