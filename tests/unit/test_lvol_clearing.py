@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from uuid import uuid4
 
-from drivebay.bdev.error import ErrorBdev
 from drivebay.bdev.lvol.store import Store
 from drivebay.errors import DrivebayError
 from tests.unit.test_lvol_store import CLUSTER, Scene, played, stripe
@@ -45,9 +43,7 @@ async def test_a_loaded_store_clears_the_clusters_that_come_next_together(scene:
 
 @played
 async def test_where_clearing_ahead_fails_each_cluster_is_cleared(scene: Scene) -> None:
-    scene.base = ErrorBdev("errors", uuid4(), scene.base)
-    scene.registry.add(scene.base)
-    await scene.registry.examining.wait()
+    await scene.put_errors_on_the_base()
     await scene.store()
     async with scene.registry.access(scene.base, scene.reactor) as access:
         await access.write(20 * CLUSTER, stripe(8, 80 * CLUSTER))

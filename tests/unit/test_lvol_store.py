@@ -48,6 +48,13 @@ class Scene:
         async with self.registry.access(volume.bdev, self.reactor) as access:
             return await access.read(offset, length)
 
+    async def put_errors_on_the_base(self) -> ErrorBdev:
+        """The base is now a bdev that can be told to fail."""
+        self.base = errors = ErrorBdev("errors", uuid4(), self.base)
+        self.registry.add(errors)
+        await self.registry.examining.wait()
+        return errors
+
     async def again(self) -> Store:
         """Close all stores, and find the one on the base again."""
         await self.stores.close()
@@ -243,15 +250,13 @@ async def test_names_change_everywhere(scene: Scene) -> None:
 @played
 async def test_first_writes_fail_with_their_metadata_and_no_longer(scene: Scene) -> None:
     """Whatever write of the metadata it is that fails; what was answered is there after a load."""
-    scene.base = ErrorBdev("errors", uuid4(), scene.base)
-    scene.registry.add(scene.base)
-    await scene.registry.examining.wait()
+    errors = await scene.put_errors_on_the_base()
     store = await scene.store()
     volume = await store.create_volume("v", 600 * 64 * KIB, thin=True)
     expected, free = bytearray(4 * CLUSTER), store.free_clusters
     for count in range(1, 5):
         offset = (count - 1) * CLUSTER
-        scene.base.inject("write", "failure", count)
+        errors.inject("write", "failure", count)
         failed = 0
         for attempt in range(9):
             try:
@@ -263,9 +268,9 @@ async def test_first_writes_fail_with_their_metadata_and_no_longer(scene: Scene)
                 expected[offset : offset + 512] = stripe(attempt, 512)
                 break
         assert 0 < failed <= count
-        assert scene.base.left("write") == 0
+        assert errors.left("write") == 0
         assert store.free_clusters == free - count
-    scene.base.inject("write", "failure", 2)
+    errors.inject("write", "failure", 2)
     with pytest.raises(DrivebayError):
         await scene.write(volume, 5 * CLUSTER, stripe(1, 512))
     with pytest.raises(DrivebayError):
@@ -280,13 +285,11 @@ async def test_first_writes_fail_with_their_metadata_and_no_longer(scene: Scene)
 @played
 async def test_after_a_failed_change_no_first_write_is_answered(scene: Scene) -> None:
     """A cluster whose way on the disk is not known could be lost."""
-    scene.base = ErrorBdev("errors", uuid4(), scene.base)
-    scene.registry.add(scene.base)
-    await scene.registry.examining.wait()
+    errors = await scene.put_errors_on_the_base()
     store = await scene.store()
     volume = await store.create_volume("v", 4 * CLUSTER, thin=True)
     await scene.write(volume, 0, stripe(1))
-    scene.base.inject("write", "failure")
+    errors.inject("write", "failure")
     with pytest.raises(DrivebayError):
         await store.snapshot(volume, "s")
     await scene.write(volume, 0, stripe(2))
@@ -357,9 +360,7 @@ async def test_a_store_that_does_not_start_holds_nothing(scene: Scene) -> None:
     """Wherever it is cancelled, and when the disk fails."""
     image = MallocBdev("image", UUID(int=5), 512, 4 * CLUSTER // 512)
     scene.registry.add(image)
-    scene.base = ErrorBdev("errors", uuid4(), scene.base)
-    scene.registry.add(scene.base)
-    await scene.registry.examining.wait()
+    errors = await scene.put_errors_on_the_base()
     store = await scene.store()
     await store.clone_bdev(image, "c")
     moments: list[Callable[[], object]] = [
@@ -380,7 +381,7 @@ async def test_a_store_that_does_not_start_holds_nothing(scene: Scene) -> None:
         assert scene.registry.claims(scene.base).kind is None
         assert scene.registry.claims(image).kind is None
     await scene.stores.close()
-    scene.base.inject("write", "failure")
+    errors.inject("write", "failure")
     with pytest.raises(DrivebayError):
         await scene.stores.load(scene.base)
     assert scene.registry.claims(scene.base).kind is None

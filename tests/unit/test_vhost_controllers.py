@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from drivebay.vhost import controllers
 from drivebay.vhost.cpumask import parse_cpumask
 from drivebay.wire.virtio_blk import BlkFeature
 from tests.fakes.dataplane import FakeBdev, FakeChannel
+from tests.fakes.front_end import FrontEnd
 from tests.fakes.memory import GuestMemory
 from tests.unit.vhost_serving import Serving, negotiate, start_ring
 
@@ -27,6 +29,17 @@ def serving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serving
     plain = FakeBdev("Plain0", io_types=frozenset({"read", "write"}), block_size=4096)
     with Serving(tmp_path, monkeypatch, FakeBdev(), read_only, plain, cores=2) as running:
         yield running
+
+
+@contextmanager
+def session_with_a_ring(serving: Serving) -> Iterator[FrontEnd]:
+    with serving.connect() as front, GuestMemory() as memory:
+        negotiate(front)
+        front.set_mem_table(memory)
+        fds = start_ring(front, memory)
+        yield front
+        for fd in fds:
+            os.close(fd)
 
 
 def test_a_controller_describes_itself_as_spdk_does(serving: Serving) -> None:
@@ -262,15 +275,10 @@ def test_the_disk_of_a_deleted_controller_has_no_user(
 
     monkeypatch.setattr(registry, "close_channel", close_slowly)
     serving.create()
-    with serving.connect() as front, GuestMemory() as memory:
-        negotiate(front)
-        front.set_mem_table(memory)
-        fds = start_ring(front, memory)
+    with session_with_a_ring(serving):
         serving.until(lambda: registry.channels)
         serving.run(serving.controllers.delete("vhost.0", force=True))
         assert not registry.channels
-    for fd in fds:
-        os.close(fd)
 
 
 def test_deleting_does_not_wait_for_a_bdev_that_never_answers(
@@ -278,33 +286,23 @@ def test_deleting_does_not_wait_for_a_bdev_that_never_answers(
 ) -> None:
     monkeypatch.setattr(controllers, "LETTING_GO_S", 0.05)
     serving.create()
-    with serving.connect() as front, GuestMemory() as memory:
-        negotiate(front)
-        front.set_mem_table(memory)
-        fds = start_ring(front, memory)
+    with session_with_a_ring(serving) as front:
         serving.plane.hold = {"stop"}
         serving.run(serving.controllers.delete("vhost.0", force=True))
         assert front.hung_up()
         assert serving.registry.channels
         serving.call(serving.plane.release)
-    for fd in fds:
-        os.close(fd)
 
 
 def test_the_end_does_not_wait_for_ever(serving: Serving) -> None:
     """A bdev that never answers: the caller is told, and may ask again."""
     serving.create()
-    with serving.connect() as front, GuestMemory() as memory:
-        negotiate(front)
-        front.set_mem_table(memory)
-        fds = start_ring(front, memory)
+    with session_with_a_ring(serving) as front:
         serving.plane.hold = {"stop"}
         assert serving.run(serving.controllers.close(0.05)) is False
         assert front.hung_up()
         serving.call(serving.plane.release)
         assert serving.run(serving.controllers.close(20)) is True
-        for fd in fds:
-            os.close(fd)
 
 
 def test_deleting_what_is_not_there(serving: Serving) -> None:
