@@ -179,8 +179,9 @@ def build_inputs() -> list[Path]:
 def requirements() -> list[str]:
     import tomllib  # here, so that an older Python still reaches our own sentence
 
-    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
-    return [requirement for group in groups.values() for requirement in group]
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    groups = [found["project"]["dependencies"], *found["dependency-groups"].values()]
+    return [requirement for group in groups for requirement in group]
 
 
 def stamp_is(path: Path, value: str) -> bool:

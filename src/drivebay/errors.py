@@ -7,6 +7,7 @@
     ├── AlreadyExists     an object of that name is there already
     ├── InUse             somebody else holds it
     ├── PeerError         the other side of a socket broke the protocol
+    ├── Unreachable       no target answers
     ├── HostError         the operating system said no (errno, path)
     └── InternalError     we broke our own rules
 
@@ -29,6 +30,7 @@ __all__ = [
     "NotFound",
     "PeerError",
     "StateError",
+    "Unreachable",
     "UsageError",
 ]
 
@@ -81,6 +83,10 @@ class PeerError(DrivebayError):
     """The other side sent what the protocol forbids; its session ends."""
 
     errno = errno_codes.EPROTO
+
+
+class Unreachable(DrivebayError):
+    """No target answers on the RPC socket; the message says why."""
 
 
 class HostError(DrivebayError):

@@ -21,7 +21,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from drivebay.cli.contents import find_contents
+from drivebay.disks.contents import find_contents
 
 HERE = Path(__file__).parent
 PIECE = 64

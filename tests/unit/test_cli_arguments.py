@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from drivebay.cli import arguments, completion, vhost
+from drivebay.cli import completion, vhost
 from drivebay.cli.arguments import parse_size
+from drivebay.disks import sizes
 from drivebay.errors import DrivebayError, HostError, NotFound, UsageError
 from drivebay.target import options as target_options
 from drivebay.target.options import (
@@ -23,7 +24,7 @@ from drivebay.target.options import (
 )
 
 
-@pytest.mark.parametrize("module", [arguments, completion, target_options])
+@pytest.mark.parametrize("module", [sizes, completion, target_options])
 def test_the_examples_in_the_docstrings_hold(module: object) -> None:
     results = doctest.testmod(module)  # type: ignore[arg-type]
     assert results.attempted
@@ -260,7 +261,7 @@ def test_what_the_user_may_not_do_is_said(unprivileged: Path) -> None:
 def test_without_a_target_completion_knows_no_methods(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drivebay.cli.connection.find_socket", lambda named: f"{tmp_path}/none")
+    monkeypatch.setattr("drivebay.disks.connection.find_socket", lambda named: f"{tmp_path}/none")
     assert completion.candidates(["rpc", ""]) == ["save_config", "load_config"]
     assert completion.candidates(["rpc", "--s"]) == ["--socket"]
 

@@ -10,8 +10,8 @@ import pytest
 
 from drivebay.cli import main as cli_main
 from drivebay.cli.main import COMMANDS, Command, main
-from drivebay.cli.output import Unreachable, print_error, print_json, print_table
-from drivebay.errors import HostError, InUse, UsageError
+from drivebay.cli.output import print_error, print_json, print_table
+from drivebay.errors import HostError, InUse, Unreachable, UsageError
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,6 @@ from uuid import uuid4
 
 import pytest
 
-from drivebay.cli import pool_create
 from drivebay.cli.block_device import find_device
 from drivebay.cli.main import main
 from drivebay.cli.partition import (
@@ -288,4 +287,3 @@ def test_what_is_no_device(tmp_path: Path) -> None:
 
 def test_new_partitions_are_of_the_type_that_spdk_takes(image: Image) -> None:
     assert image.plan().entry.type_guid == SPDK_TYPE
-    assert pool_create.DEFAULT_POOL == "default"

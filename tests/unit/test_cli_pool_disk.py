@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from drivebay.cli import places
 from drivebay.cli.completion import candidates
 from drivebay.cli.main import main
+from drivebay.disks import places
 from tests.fakes.lvol_target import CLUSTER, Base, LvolTarget
 
 GIB = 1 << 30

@@ -13,7 +13,8 @@ from functools import partial
 import pytest
 
 from drivebay.cli.progress import Progress, watch
-from drivebay.cli.steps import Plan, carry_out
+from drivebay.cli.steps import carry_out
+from drivebay.disks.plan import Plan
 from drivebay.errors import HostError, StateError
 
 
@@ -57,7 +58,7 @@ def test_what_cannot_be_taken_back_is_said_and_the_first_failure_stays(
     broken.add("first", lambda: None, refuse)
     broken.add("second", lambda: recorded_plan([], "one").run())
     with pytest.raises(HostError, match="can't one"):
-        broken.run()
+        carry_out(broken, options())
     assert "this could not be taken back (first): the disk is gone" in capsys.readouterr().err
 
 
@@ -83,7 +84,8 @@ def test_without_a_terminal_a_question_is_a_refusal(capsys: pytest.CaptureFixtur
 
 ASKING = """
 import argparse
-from drivebay.cli.steps import Plan, carry_out
+from drivebay.cli.steps import carry_out
+from drivebay.disks.plan import Plan
 from drivebay.errors import StateError
 plan = Plan(["a disk"])
 plan.add("wipe it", lambda: print("wiped"))

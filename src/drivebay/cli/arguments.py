@@ -10,16 +10,12 @@ one kind of help, one kind of error and no run-time dependency.
 from __future__ import annotations
 
 import argparse
-import re
 from typing import NoReturn
 
+from drivebay.disks.sizes import read_size
 from drivebay.errors import UsageError
 
 __all__ = ["Parser", "add_json_option", "add_socket_option", "parse_size"]
-
-_SIZE = re.compile(r"(\d+)(?:\.(\d+))?([kmgtp]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
-_UNITS = {"": 0, "k": 10, "m": 20, "g": 30, "t": 40, "p": 50}
-_SIZE_LIMIT = 2**63 - 1
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,26 +38,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse_size(text: str) -> int:
-    """Read a size: '4096', '4k', '10G', '1.5T'; units are binary, with or without 'iB'.
-
-    >>> parse_size("10G") == 10 * 1024**3
-    True
-
-    Raises: argparse.ArgumentTypeError, so that it serves as the type of an argument.
-    """
-    match = _SIZE.fullmatch(text)
-    if match is None:
-        raise argparse.ArgumentTypeError(
-            f"'{text}' is not a size: write a number with k, M, G, T or P, such as 10G"
-        )
-    whole, fraction, unit = match[1], match[2] or "", match[3].lower()
-    scale = int("1" + "0" * len(fraction))
-    size, rest = divmod(int(whole + fraction) << _UNITS[unit], scale)
-    if rest:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of bytes")
-    if size > _SIZE_LIMIT:
-        raise argparse.ArgumentTypeError(f"'{text}' is more than {_SIZE_LIMIT} bytes")
-    return size
+    """Read a size, as the type of an argument. Raises: argparse.ArgumentTypeError."""
+    try:
+        return read_size(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from drivebay.cli.arguments import Parser, add_json_option, parse_size
-from drivebay.cli.output import DONE, Unreachable, print_json, print_table
+from drivebay.cli.output import DONE, print_json, print_table
 from drivebay.engines.vhost_user_connection import CannotConnect, TargetGone
 from drivebay.engines.vhost_user_workload import (
     RECONNECT_S,
@@ -21,7 +21,7 @@ from drivebay.engines.vhost_user_workload import (
     Workload,
     run_load,
 )
-from drivebay.errors import DrivebayError, PeerError
+from drivebay.errors import DrivebayError, PeerError, Unreachable
 
 __all__ = ["build_parser", "main"]
 

@@ -21,10 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from drivebay.cli.connection import call, connect, target_pid
-from drivebay.cli.output import Unreachable
 from drivebay.cli.rpc import save_config
-from drivebay.errors import AlreadyExists, DrivebayError, HostError
+from drivebay.disks.connection import call, connect, target_pid
+from drivebay.errors import AlreadyExists, DrivebayError, HostError, Unreachable
 from drivebay.target.daemon import find_background
 
 if TYPE_CHECKING:

@@ -100,7 +100,7 @@ def candidates(words: Sequence[str]) -> list[str]:
 
 def _methods() -> list[str]:
     """What the running target answers; without one, only what needs no method."""
-    from drivebay.cli.connection import call, connect
+    from drivebay.disks.connection import call, connect
 
     own = ["save_config", "load_config"]
     try:
@@ -112,8 +112,8 @@ def _methods() -> list[str]:
 
 def _names(group: str) -> list[str]:
     """The running target's pools, or disks with their snapshots."""
-    from drivebay.cli.connection import connect
-    from drivebay.cli.inventory import read_inventory
+    from drivebay.disks.connection import connect
+    from drivebay.disks.inventory import read_inventory
 
     try:
         with connect(None, timeout_s=_PATIENCE_S) as client:

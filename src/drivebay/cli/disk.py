@@ -1,7 +1,7 @@
 """`drivebay disk create|list|info|resize|snapshot|revert|clone|limit|delete`: what people use.
 
 Context: a short-lived process that reaches the target through rpc.client only. A disk is a
-volume in a pool, a file or device, or a part of one; cli.inventory tells which. What makes
+volume in a pool, a file or device, or a part of one; disks.inventory tells which. What makes
 and what changes disks is in disk_create and disk_change.
 """
 
@@ -12,10 +12,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from drivebay.cli.arguments import Parser, add_json_option, add_socket_option, parse_size
-from drivebay.cli.connection import connect
-from drivebay.cli.inventory import LIMITS, Disk, Inventory, read_inventory, short_name
-from drivebay.cli.output import DONE, format_size, print_json, print_table
+from drivebay.cli.output import DONE, print_json, print_table
 from drivebay.cli.steps import add_change_options
+from drivebay.disks.connection import connect
+from drivebay.disks.inventory import LIMITS, Disk, Inventory, read_inventory, short_name
+from drivebay.disks.sizes import format_size
 from drivebay.errors import StateError
 
 if TYPE_CHECKING:

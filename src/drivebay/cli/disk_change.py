@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from drivebay.cli.connection import call
 from drivebay.cli.disk import refuse_snapshot, show_disk, spell_limits
 from drivebay.cli.disk_create import mebibytes
-from drivebay.cli.inventory import (
+from drivebay.cli.output import DONE, print_json
+from drivebay.cli.steps import carry_out
+from drivebay.disks.connection import call
+from drivebay.disks.inventory import (
     NAME_BYTES_MOST,
     Disk,
     Inventory,
@@ -18,9 +20,9 @@ from drivebay.cli.inventory import (
     read_inventory,
     short_name,
 )
-from drivebay.cli.output import DONE, format_size, print_json
-from drivebay.cli.places import resize_file
-from drivebay.cli.steps import Plan, carry_out
+from drivebay.disks.places import resize_file
+from drivebay.disks.plan import Plan
+from drivebay.disks.sizes import format_size
 from drivebay.errors import AlreadyExists, InUse, StateError, UsageError
 
 if TYPE_CHECKING:

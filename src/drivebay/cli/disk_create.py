@@ -6,18 +6,21 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from drivebay.cli.connection import call, find_socket, target_owner
 from drivebay.cli.disk import show_disk
-from drivebay.cli.inventory import Disk, Inventory, Pool, check_name, read_inventory
-from drivebay.cli.output import DONE, format_size, print_json, print_warning
-from drivebay.cli.places import (
+from drivebay.cli.output import DONE, print_json, print_warning
+from drivebay.cli.steps import carry_out
+from drivebay.disks.connection import call, find_socket, target_owner
+from drivebay.disks.inventory import Disk, Inventory, check_name, read_inventory
+from drivebay.disks.places import (
     check_visible,
     contents_of,
     make_sparse_file,
     place_size,
     remove_file,
 )
-from drivebay.cli.steps import Plan, carry_out
+from drivebay.disks.plan import Plan
+from drivebay.disks.pools import DEFAULT_POOL, choose_pool, plan_default_pool
+from drivebay.disks.sizes import format_size
 from drivebay.errors import AlreadyExists, InUse, StateError, UsageError
 
 if TYPE_CHECKING:
@@ -86,8 +89,6 @@ def _plan_in_pool(
     size = mebibytes(found.size)
     pool = choose_pool(inventory, found.pool)
     if pool is None:
-        from drivebay.cli.pool_create import DEFAULT_POOL, plan_default_pool
-
         plan_default_pool(plan, client, find_socket(found.socket))
         pool_name = DEFAULT_POOL
     else:
@@ -113,24 +114,6 @@ def _plan_in_pool(
             },
         ),
     )
-
-
-def choose_pool(inventory: Inventory, named: str | None) -> Pool | None:
-    """The pool that was named, the only one or 'default'; None when there is none at all.
-
-    Raises: NotFound; UsageError when it has to be named.
-    """
-    from drivebay.cli.pool_create import DEFAULT_POOL
-
-    if named is not None:
-        return inventory.pool(named)
-    if len(inventory.pools) == 1:
-        return inventory.pools[0]
-    default = [pool for pool in inventory.pools if pool.name == DEFAULT_POOL]
-    if not inventory.pools or default:
-        return default[0] if default else None
-    names = ", ".join(pool.name for pool in inventory.pools)
-    raise UsageError(f"there are several pools: {names}", hint="name one with --pool POOL")
 
 
 # ---- on a file or device ------------------------------------------------------------------------

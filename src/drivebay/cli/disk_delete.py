@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from drivebay.cli.connection import call
-from drivebay.cli.inventory import Disk, Inventory, read_inventory, short_name
 from drivebay.cli.output import DONE, print_json
-from drivebay.cli.steps import Plan, carry_out
+from drivebay.cli.steps import carry_out
+from drivebay.disks.connection import call
+from drivebay.disks.inventory import Disk, Inventory, read_inventory, short_name
+from drivebay.disks.plan import Plan
 from drivebay.errors import InUse, StateError
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
-from drivebay.cli.connection import RpcRefused, call, connect
 from drivebay.cli.progress import Progress, watch
+from drivebay.disks.connection import RpcRefused, call, connect
 from drivebay.errors import StateError
 
 if TYPE_CHECKING:

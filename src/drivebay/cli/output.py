@@ -12,15 +12,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from drivebay.errors import DrivebayError, UsageError
+from drivebay.errors import DrivebayError, Unreachable, UsageError
 
 __all__ = [
     "DONE",
     "REFUSED",
     "UNREACHABLE",
     "USAGE",
-    "Unreachable",
-    "format_size",
     "print_error",
     "print_json",
     "print_table",
@@ -32,10 +30,6 @@ DONE = 0
 REFUSED = 1
 USAGE = 2
 UNREACHABLE = 3
-
-
-class Unreachable(DrivebayError):
-    """No target answers on the RPC socket; the message says why."""
 
 
 def print_error(error: DrivebayError) -> int:
@@ -53,23 +47,6 @@ def print_error(error: DrivebayError) -> int:
 def print_warning(message: str) -> None:
     """Say something that does not stop the command."""
     print(f"drivebay: warning: {message}", file=sys.stderr)
-
-
-def format_size(size: int) -> str:
-    """Spell a number of bytes in binary units, with at most one digit after the point.
-
-    >>> format_size(10 * 1024**3), format_size(1536), format_size(7)
-    ('10 GiB', '1.5 KiB', '7 bytes')
-    """
-    if size < 1024:
-        return f"{size} bytes"
-    value = float(size)
-    for unit in ("KiB", "MiB", "GiB", "TiB", "PiB", "EiB"):
-        value /= 1024
-        # What would be spelled 1024 belongs to the next unit.
-        if round(value, 1) < 1024 or unit == "EiB":
-            break
-    return f"{value:.1f}".removesuffix(".0") + f" {unit}"
 
 
 def print_json(value: Any) -> None:

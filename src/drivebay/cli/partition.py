@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Final
 from uuid import UUID, uuid4
 
-from drivebay.cli.contents import Content, find_contents
-from drivebay.cli.output import format_size
+from drivebay.disks.contents import Content, find_contents
+from drivebay.disks.sizes import format_size
 from drivebay.errors import HostError, InUse, StateError
 from drivebay.wire.gpt import (
     SPDK_TYPE,

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from drivebay.cli.arguments import Parser, add_json_option, add_socket_option, parse_size
-from drivebay.cli.connection import call, connect, find_socket
-from drivebay.cli.inventory import Inventory, Pool, check_name, read_inventory
-from drivebay.cli.output import DONE, format_size, print_json, print_table, print_warning
-from drivebay.cli.places import free_bytes, remove_file, resize_file
-from drivebay.cli.steps import Plan, add_change_options, carry_out
+from drivebay.cli.output import DONE, print_json, print_table, print_warning
+from drivebay.cli.steps import add_change_options, carry_out
+from drivebay.disks.connection import call, connect, find_socket
+from drivebay.disks.inventory import Inventory, Pool, check_name, read_inventory
+from drivebay.disks.places import free_bytes, remove_file, resize_file
+from drivebay.disks.plan import Plan
+from drivebay.disks.sizes import format_size
 from drivebay.errors import AlreadyExists, InUse, StateError, UsageError
 
 if TYPE_CHECKING:
@@ -220,7 +222,8 @@ def _show(inventory: Inventory, pool: Pool, found: argparse.Namespace) -> None:
 
 
 def _create(client: Client, found: argparse.Namespace) -> int:
-    from drivebay.cli.pool_create import plan_device_pool, plan_file_pool
+    from drivebay.cli.pool_create import plan_device_pool
+    from drivebay.disks.pools import plan_file_pool
 
     check_name(found.name, "pool")
     inventory = read_inventory(client)

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drivebay.cli.arguments import Parser, add_socket_option
-from drivebay.cli.connection import call, connect
 from drivebay.cli.following import call_to_the_end, follow
 from drivebay.cli.output import DONE, print_json, print_warning
+from drivebay.disks.connection import call, connect
 from drivebay.errors import DrivebayError, HostError, UsageError
 
 if TYPE_CHECKING:

@@ -9,64 +9,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 
 from drivebay.cli.output import print_json, print_warning
-from drivebay.errors import DrivebayError, StateError
+from drivebay.disks.plan import Plan
+from drivebay.errors import StateError
 
-__all__ = ["Plan", "add_change_options", "ask", "carry_out"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Step:
-    text: str
-    do: Callable[[], object]
-    undo: Callable[[], object] | None
-
-
-@dataclass
-class Plan:
-    """Steps in order; ``facts`` are shown above them (what a disk is, what it holds)."""
-
-    facts: list[str] = field(default_factory=list)
-    _steps: list[_Step] = field(default_factory=list)
-
-    def add(
-        self, text: str, do: Callable[[], object], undo: Callable[[], object] | None = None
-    ) -> None:
-        """Add a step; ``undo`` takes it back when a later one fails."""
-        self._steps.append(_Step(text, do, undo))
-
-    def undo_last(self, undo: Callable[[], object]) -> None:
-        """Say how the step that was added last is taken back."""
-        self._steps[-1] = replace(self._steps[-1], undo=undo)
-
-    @property
-    def texts(self) -> list[str]:
-        """The steps in words."""
-        return [step.text for step in self._steps]
-
-    def run(self) -> None:
-        """Do the steps. Raises: what a step raises, after those before it were taken back."""
-        done: list[_Step] = []
-        for step in self._steps:
-            try:
-                step.do()
-            except BaseException:
-                for earlier in reversed(done):
-                    _take_back(earlier)
-                raise
-            done.append(step)
-
-
-def _take_back(step: _Step) -> None:
-    if step.undo is None:
-        return
-    try:
-        step.undo()
-    except DrivebayError as error:
-        print_warning(f"this could not be taken back ({step.text}): {error}")
+__all__ = ["add_change_options", "ask", "carry_out"]
 
 
 def add_change_options(parser: argparse.ArgumentParser, *, asks: bool = False) -> None:
@@ -93,7 +41,11 @@ def carry_out(plan: Plan, found: argparse.Namespace, question: str | None = None
         lines = [*plan.facts, *(f"  - {text}" for text in plan.texts)]
         print("\n".join(lines), file=sys.stderr)
         ask(question)
-    plan.run()
+    try:
+        plan.run()
+    finally:
+        for sentence in plan.left:
+            print_warning(sentence)
     return True
 
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from drivebay.cli import vhost
 from drivebay.cli.arguments import Parser, add_json_option, add_socket_option
-from drivebay.cli.connection import RpcRefused, answers, call, connect, find_socket, target_pid
-from drivebay.cli.output import DONE, Unreachable, print_json, print_table
-from drivebay.cli.places import data_folder
-from drivebay.errors import HostError, InUse, UsageError
+from drivebay.cli.output import DONE, print_json, print_table
+from drivebay.disks.connection import RpcRefused, answers, call, connect, find_socket, target_pid
+from drivebay.disks.places import data_folder
+from drivebay.errors import HostError, InUse, Unreachable, UsageError
 from drivebay.target import daemon
 from drivebay.target.options import check_options
 

@@ -14,8 +14,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from drivebay.cli.connection import call, connect
 from drivebay.cli.output import DONE, print_json, table_lines
+from drivebay.disks.connection import call, connect
 
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from drivebay.cli import inventory as module
-from drivebay.cli.inventory import Inventory, check_name, read_inventory
+from drivebay.disks import inventory as module
+from drivebay.disks.inventory import Inventory, check_name, read_inventory
 from drivebay.errors import NotFound, UsageError
 
 DATA = Path(__file__).parents[1] / "data" / "spdk_inventory.json"

@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from drivebay.cli.connection import RpcRefused, call
+from drivebay.disks.connection import RpcRefused, call
 from drivebay.errors import NotFound, UsageError
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any
 
-from drivebay.cli.output import Unreachable
-from drivebay.errors import DrivebayError, HostError, PeerError
+from drivebay.errors import DrivebayError, HostError, PeerError, Unreachable
 from drivebay.target.daemon import find_background
 from drivebay.target.options import DEFAULT_RPC_SOCKET
 

@@ -3,7 +3,7 @@
 Context: any; pure but for the ``read`` it is given. Nothing is trusted: the bytes may be
 anybody's, so each offset and length that they name is checked before it is read. The list of
 formats is the usual one of Linux tools; what is not on it is not seen, so an answer of nothing
-does not mean that a disk is empty (`holds_data` of cli.places asks the file system that).
+does not mean that a disk is empty (`holds_data` of disks.places asks the file system that).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from drivebay.cli.output import format_size
+from drivebay.disks.sizes import format_size
 
 __all__ = ["Content", "Reader", "find_contents"]
 

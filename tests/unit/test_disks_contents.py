@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drivebay.cli.contents import Content, find_contents
+from drivebay.disks.contents import Content, find_contents
 
 RECORDED: dict[str, Any] = json.loads(
     lzma.decompress((Path(__file__).parents[1] / "data" / "disk_contents.json.xz").read_bytes())

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from drivebay.cli.connection import target_owner
-from drivebay.cli.contents import Content, find_contents
+from drivebay.disks.connection import target_owner
+from drivebay.disks.contents import Content, find_contents
 from drivebay.errors import AlreadyExists, HostError, StateError, UsageError
 
 __all__ = [

@@ -1,0 +1,127 @@
+"""vm.toml: what is read, what is refused, and what a change leaves alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from drivebay.errors import UsageError
+from drivebay.vm.spec import (
+    Boot,
+    CloudInit,
+    DiskSpec,
+    Forward,
+    NetSpec,
+    VmSpec,
+    check_vm_name,
+    read_forward,
+    read_spec,
+    write_spec,
+)
+
+MAC = "52:54:00:12:34:56"
+SMALL = 'uuid = "u"\nmachine = "pc-q35-7.2"\nmemory = "1G"\ncpus = 2\n'
+FULL = VmSpec(
+    name="web",
+    uuid="u",
+    machine="pc-q35-7.2",
+    memory=1536 << 20,
+    cpus=4,
+    firmware="uefi",
+    bus="scsi",
+    image="debian-12",
+    qemu="/opt/qemu",
+    qemu_args=("-device", "virtio-rng-pci"),
+    boot=Boot("/boot/vmlinuz", "/boot/initrd", "console=ttyS0"),
+    disks=(
+        DiskSpec("system", bdev="default/web", made=True),
+        DiskSpec("data", bdev="db", shared=True, bus="nvme"),
+        DiskSpec("old", overlay="old.qcow2", made=True),
+    ),
+    nets=(
+        NetSpec(
+            "user",
+            MAC,
+            (Forward(2222, 22), Forward(80, 80, "0.0.0.0")),
+            "10.0.2.50/24",
+            "10.0.2.2",
+            ("10.0.2.3",),
+        ),
+    ),
+    cloud_init=CloudInit("i-1", "web", "admin", ("ssh-ed25519 A",), "$6$x", ("curl",), "user-data"),
+)
+
+
+@pytest.mark.parametrize("spec", [FULL, read_spec("tiny", SMALL)], ids=["full", "small"])
+def test_what_is_written_is_read_back(spec: VmSpec) -> None:
+    assert read_spec(spec.name, write_spec(spec)) == spec
+
+
+def test_a_change_keeps_comments_order_and_spelling() -> None:
+    before = (
+        "# the shop's web server\ncpus = 2  # do not go below\n"
+        'uuid = "u"\nmachine = "pc-q35-7.2"\nmemory = "2048M"\n\n'
+        '[[disk]]\nname = "system"\nbdev = "default/web" # the old one\n\n'
+        '[[disk]]\nname = "data"\nbdev = "data"\n'
+    )
+    spec = read_spec("web", before)
+    changed = replace(spec, cpus=4, disks=(*spec.disks[:1], DiskSpec("more", bdev="more")))
+    after = write_spec(changed, before)
+    assert read_spec("web", after) == changed
+    assert after.startswith("# the shop's web server\ncpus = 4  # do not go below\n")
+    assert '"default/web" # the old one' in after
+    assert "data" not in after
+
+
+def test_writing_the_same_changes_nothing() -> None:
+    written = write_spec(read_spec("web", SMALL))
+    before = "# mine\n" + written.replace('"1G"', '"1024M"  # enough')
+    assert write_spec(read_spec("web", before), before) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("cpus = ", "is not TOML"),
+        (SMALL.replace("cpus = 2", ""), "has no 'cpus'"),
+        (SMALL.replace("cpus = 2", 'cpus = "2"'), "'cpus' is '2', and should be a number"),
+        (SMALL.replace("cpus = 2", "cpus = true"), "'cpus' is True, and should be a number"),
+        (SMALL.replace("cpus = 2", "cpus = 0"), "from 1 to 256"),
+        (SMALL.replace("1G", "1000k"), "whole MiB"),
+        (SMALL.replace("1G", "much"), "'much' is not a size"),
+        (SMALL + 'firmware = "coreboot"', "one of bios, uefi"),
+        (SMALL + 'colour = "red"', "unknown: 'colour'"),
+        (SMALL + "qemu_args = [1]", "a list of texts"),
+        (SMALL + 'disk = ["a"]', r"write \[\[disk\]\]"),
+        (SMALL + '[[disk]]\nname = "a"', "either 'bdev' or 'overlay'"),
+        (SMALL + '[[disk]]\nname = "a,b"\nbdev = "x"', "can't be the name of a disk"),
+        (SMALL + '[[disk]]\nname = "a"\noverlay = "../x"', "a file's name in the VM's folder"),
+        (SMALL + 2 * '[[disk]]\nname = "a"\nbdev = "x"\n', "two disks of one name"),
+        (SMALL + '[[disk]]\nname = "a"\nbdev = "x"\nsize = 3', r"\[\[disk\]\] 1 has .*'size'"),
+        (SMALL + '[[net]]\nmac = "53:54:00:12:34:56"', "no MAC address of one interface"),
+        (SMALL + f'[[net]]\nmac = "{MAC}"\nkind = "wifi"', "one of user"),
+        (SMALL + f'[[net]]\nmac = "{MAC}"\nforward = ["22"]', "is no port forward"),
+        (SMALL + '[boot]\ninitrd = "x"', "has no 'kernel'"),
+        (SMALL + '[cloud_init]\nhostname = "x"', "has no 'instance_id'"),
+    ],
+)
+def test_what_is_refused(text: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        read_spec("web", text)
+
+
+def test_forwards() -> None:
+    assert read_forward("2222:22") == Forward(2222, 22)
+    assert read_forward("0.0.0.0:80:8080") == Forward(80, 8080, "0.0.0.0")
+    for text in ("", "22", ":22", "0:22", "22:65536", "a:b", "host:1:2", "1:2:3:4", "\uff11:2"):
+        with pytest.raises(UsageError):
+            read_forward(text)
+
+
+def test_names() -> None:
+    for name in ("a", "web-1", "A" * 40):
+        check_vm_name(name)
+    for name in ("", "-a", "a-", "a b", "a/b", "..", "a.b", "ü", "A" * 41, "a\n"):
+        with pytest.raises(UsageError, match="can't be the name of a VM"):
+            check_vm_name(name)
