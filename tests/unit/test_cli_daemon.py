@@ -38,7 +38,8 @@ def record(folder: Path, **changes: object) -> BackgroundTarget:
 
 def test_the_state_folder_is_the_users_own(folder: Path, tmp_path: Path) -> None:
     assert folder == tmp_path / "drivebay"
-    assert folder.stat().st_mode & 0o777 == 0o700
+    # QEMU, which is never root, passes through root's to the sockets that were made for it.
+    assert folder.stat().st_mode & 0o777 == (0o711 if os.geteuid() == 0 else 0o700)
     assert daemon.make_state_folder() == folder
 
 

@@ -86,6 +86,16 @@ def test_packed_rings_are_offered_only_if_asked_for_and_saved(serving: Serving) 
     assert "packed_ring" not in params
 
 
+def test_a_socket_may_belong_to_another_user_also_after_a_restart(
+    needs_root: None, serving: Serving
+) -> None:
+    controller = serving.create("vhost.o", socket_uid=65534)
+    found = (serving.directory / "vhost.o").stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (65534, os.getegid(), 0o600)
+    ((_method, params),) = controller.save()
+    assert params["socket_uid"] == 65534
+
+
 def test_save_is_the_call_that_makes_it_again(serving: Serving) -> None:
     controller = serving.create(cpumask="[0-1]", readonly=True)
     ((method, params),) = serving.call(controller.save)

@@ -38,6 +38,7 @@ TRANSPORT: Final = "vhost_user_blk"
         Param("readonly", Boolean(), default=False, doc="guests may not write"),
         Param("packed_ring", Boolean(), default=False, doc="offer packed rings too"),
         Param("transport", String(), doc=f"{TRANSPORT}, the only one"),
+        Param("socket_uid", Integer(31), doc="the user who may connect (ours, not SPDK's)"),
     ),
     style=VHOST,
     relaxed=True,
@@ -52,6 +53,7 @@ async def vhost_create_blk_controller(target: Target, params: Params) -> Any:
         readonly=params["readonly"],
         packed_ring=params["packed_ring"],
         transport=params["transport"],
+        socket_uid=params["socket_uid"],
     )
     return True
 

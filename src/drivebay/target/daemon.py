@@ -166,10 +166,14 @@ def _start_ticks(pid: int) -> int | None:
 
 
 def make_state_folder() -> Path:
-    """Make the state folder, for this user alone, unless it is there. Raises: HostError."""
+    """Make the state folder unless it is there; only its owner may look into it.
+
+    Root's lets others pass through, to the sockets that were made for them: QEMU never runs as
+    root. Raises: HostError.
+    """
     folder = state_folder()
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(mode=_state_mode(), parents=True, exist_ok=True)
         status = folder.lstat()
     except OSError as error:
         raise HostError(
@@ -187,6 +191,10 @@ def make_state_folder() -> Path:
             hint="set XDG_RUNTIME_DIR to a folder of yours",
         )
     return folder
+
+
+def _state_mode() -> int:
+    return 0o711 if os.geteuid() == 0 else 0o700
 
 
 @contextlib.contextmanager

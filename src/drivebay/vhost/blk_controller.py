@@ -100,6 +100,7 @@ class BlkController:
         *,
         readonly: bool,
         packed_ring: bool,
+        socket_uid: int | None,
         cpumask: int,
         thread_id: int,
         reactors: Sequence[Reactor],
@@ -124,6 +125,7 @@ class BlkController:
         self.sessions: dict[Session, asyncio.Task[None]] = {}
         self._asked_readonly = readonly
         self._packed_ring = packed_ring
+        self._socket_uid = socket_uid
         self._features = offered_features(bdev, self.readonly, packed_ring)
         self._block_size = bdev.block_size
         self._unmaps = "unmap" in bdev.io_types
@@ -312,6 +314,8 @@ class BlkController:
         # SPDK does not save it, and its guests come back without; here it survives a restart.
         if self._packed_ring:
             made["packed_ring"] = True
+        if self._socket_uid is not None:
+            made["socket_uid"] = self._socket_uid
         calls: list[tuple[str, dict[str, Any]]] = [("vhost_create_blk_controller", made)]
         if self.coalescing.delay_base_us:
             told = {"ctrlr": self.name, **self.coalescing._asdict()}

@@ -92,8 +92,9 @@ class Controllers:
         readonly: bool = False,
         packed_ring: bool = False,
         transport: str | None = None,
+        socket_uid: int | None = None,
     ) -> BlkController:
-        """Offer a bdev on a socket of that name.
+        """Offer a bdev on a socket of that name, to the user ``socket_uid`` alone if one is named.
 
         Checked in SPDK's order, so that a request with two faults gets its answer.
         Raises: UsageError, NotFound, InUse, AlreadyExists, HostError.
@@ -108,12 +109,13 @@ class Controllers:
         _check_name(name)
         if name in self._controllers:
             raise AlreadyExists(f"a vhost controller is called '{name}' already")
-        listening = ListeningSocket(self._directory / name, self._mode, self._group)
+        listening = ListeningSocket(self._directory / name, self._mode, self._group, socket_uid)
         controller = BlkController(
             name,
             bdev,
             readonly=readonly,
             packed_ring=packed_ring,
+            socket_uid=socket_uid,
             cpumask=mask,
             thread_id=self._last_thread_id + 1,
             reactors=reactors,

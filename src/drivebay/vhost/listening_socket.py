@@ -25,8 +25,12 @@ BACKLOG: Final = 128
 class ListeningSocket:
     """``path``, bound and listening."""
 
-    def __init__(self, path: Path, mode: int, group: int | None) -> None:
-        """Raises: UsageError, InUse, HostError."""
+    def __init__(
+        self, path: Path, mode: int, group: int | None = None, owner: int | None = None
+    ) -> None:
+        """``owner``: the user who may connect; None is this process's own.
+
+        Raises: UsageError, InUse, HostError."""
         self.path = path
         length = len(os.fsencode(path))
         if length > SOCKET_PATH_LIMIT:
@@ -38,19 +42,19 @@ class ListeningSocket:
         _clear_the_way(path)
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            self._bind(mode, group)
+            self._bind(mode, group, owner)
         except OSError as error:
             self.socket.close()
             code = error.errno or errno.EIO
             raise HostError(f"cannot make socket '{path}'", code, path=str(path)) from error
 
-    def _bind(self, mode: int, group: int | None) -> None:
+    def _bind(self, mode: int, group: int | None, owner: int | None) -> None:
         os.fchmod(self.socket.fileno(), mode)
         self.socket.bind(os.fspath(self.path))
         self._identity = self._look()
         try:
-            if group is not None:
-                os.chown(self.path, -1, group)
+            if group is not None or owner is not None:
+                os.chown(self.path, _or_same(owner), _or_same(group))
             self.path.chmod(mode)  # the umask may have taken bits away
             self.socket.listen(BACKLOG)
         except OSError:
@@ -67,6 +71,11 @@ class ListeningSocket:
         with contextlib.suppress(FileNotFoundError):
             if self._look() == self._identity:
                 self.path.unlink()
+
+
+def _or_same(number: int | None) -> int:
+    """chown(2): -1 leaves it as it is."""
+    return -1 if number is None else number
 
 
 def _clear_the_way(path: Path) -> None:
