@@ -96,6 +96,17 @@ def test_a_socket_may_belong_to_another_user_also_after_a_restart(
     assert params["socket_uid"] == 65534
 
 
+def test_a_serial_number_may_be_chosen_and_is_saved(serving: Serving) -> None:
+    controller = serving.create("vhost.s", serial="web-system")
+    assert controller.serial == b"web-system"
+    ((_method, params),) = controller.save()
+    assert params["serial"] == "web-system"
+    assert serving.create("vhost.d").serial == b"Fake0"
+    for serial in ("", "a b", "ü", "a" * 21, "a\n"):
+        with pytest.raises(UsageError, match="is no serial number"):
+            serving.create("vhost.x", serial=serial)
+
+
 def test_save_is_the_call_that_makes_it_again(serving: Serving) -> None:
     controller = serving.create(cpumask="[0-1]", readonly=True)
     ((method, params),) = serving.call(controller.save)

@@ -38,6 +38,11 @@ TRANSPORT: Final = "vhost_user_blk"
         Param("readonly", Boolean(), default=False, doc="guests may not write"),
         Param("packed_ring", Boolean(), default=False, doc="offer packed rings too"),
         Param("transport", String(), doc=f"{TRANSPORT}, the only one"),
+        Param(
+            "serial",
+            String(),
+            doc="the serial number that guests see, instead of the bdev's name (ours)",
+        ),
         Param("socket_uid", Integer(31), doc="the user who may connect (ours, not SPDK's)"),
     ),
     style=VHOST,
@@ -54,6 +59,7 @@ async def vhost_create_blk_controller(target: Target, params: Params) -> Any:
         packed_ring=params["packed_ring"],
         transport=params["transport"],
         socket_uid=params["socket_uid"],
+        serial=params["serial"],
     )
     return True
 

@@ -18,6 +18,7 @@ from drivebay.bdev.base import Bdev, Channel
 from drivebay.errors import DrivebayError, InUse, StateError
 from drivebay.reactor.reactor import Reactor
 from drivebay.vhost.connection import Connection
+from drivebay.vhost.handlers import SERIAL_BYTES
 from drivebay.vhost.limited_log import LimitedLog
 from drivebay.vhost.listening_socket import ListeningSocket
 from drivebay.vhost.removed_disk import RemovedDisk
@@ -101,6 +102,7 @@ class BlkController:
         readonly: bool,
         packed_ring: bool,
         socket_uid: int | None,
+        serial: str | None,
         cpumask: int,
         thread_id: int,
         reactors: Sequence[Reactor],
@@ -122,10 +124,12 @@ class BlkController:
         self.thread_id = thread_id
         self.made_at = time.monotonic()
         self.disk_name = bdev.name
+        self.serial = (bdev.name if serial is None else serial).encode()[:SERIAL_BYTES]
         self.sessions: dict[Session, asyncio.Task[None]] = {}
         self._asked_readonly = readonly
         self._packed_ring = packed_ring
         self._socket_uid = socket_uid
+        self._asked_serial = serial
         self._features = offered_features(bdev, self.readonly, packed_ring)
         self._block_size = bdev.block_size
         self._unmaps = "unmap" in bdev.io_types
@@ -316,6 +320,8 @@ class BlkController:
             made["packed_ring"] = True
         if self._socket_uid is not None:
             made["socket_uid"] = self._socket_uid
+        if self._asked_serial is not None:
+            made["serial"] = self._asked_serial
         calls: list[tuple[str, dict[str, Any]]] = [("vhost_create_blk_controller", made)]
         if self.coalescing.delay_base_us:
             told = {"ctrlr": self.name, **self.coalescing._asdict()}

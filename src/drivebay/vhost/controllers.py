@@ -9,6 +9,7 @@ import asyncio
 import errno
 import grp
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
@@ -19,6 +20,7 @@ from drivebay.reactor.clock import tick_rate
 from drivebay.reactor.reactor import Reactor
 from drivebay.vhost.blk_controller import TRANSPORT, BdevSource, BlkController, SessionNumbers
 from drivebay.vhost.cpumask import parse_cpumask
+from drivebay.vhost.handlers import SERIAL_BYTES
 from drivebay.vhost.listening_socket import ListeningSocket
 from drivebay.vhost.removed_disk import RemovedDisk
 from drivebay.vhost.ring import Coalescing
@@ -93,9 +95,11 @@ class Controllers:
         packed_ring: bool = False,
         transport: str | None = None,
         socket_uid: int | None = None,
+        serial: str | None = None,
     ) -> BlkController:
         """Offer a bdev on a socket of that name, to the user ``socket_uid`` alone if one is named.
 
+        ``serial`` is the number that guests see instead of the bdev's name.
         Checked in SPDK's order, so that a request with two faults gets its answer.
         Raises: UsageError, NotFound, InUse, AlreadyExists, HostError.
         """
@@ -105,6 +109,8 @@ class Controllers:
             )
         bdev = self._registry.get(dev_name)
         self._registry.require_unclaimed(bdev)
+        if serial is not None:
+            _check_serial(serial)
         mask, reactors = self._choose_reactors(cpumask)
         _check_name(name)
         if name in self._controllers:
@@ -116,6 +122,7 @@ class Controllers:
             readonly=readonly,
             packed_ring=packed_ring,
             socket_uid=socket_uid,
+            serial=serial,
             cpumask=mask,
             thread_id=self._last_thread_id + 1,
             reactors=reactors,
@@ -215,6 +222,16 @@ class Controllers:
             return False
         await self._removed.close()
         return True
+
+
+def _check_serial(serial: str) -> None:
+    """Guests make a file name of it (/dev/disk/by-id). Raises: UsageError."""
+    if not re.fullmatch(rf"[!-~]{{1,{SERIAL_BYTES}}}", serial):
+        raise UsageError(
+            f"'{serial[:80]}' is no serial number: 1 to {SERIAL_BYTES} printable ASCII characters "
+            "without a space",
+            field="serial",
+        )
 
 
 def _check_name(name: str) -> None:

@@ -43,7 +43,7 @@ from drivebay.wire.vhost_user import (
 )
 from drivebay.wire.virtio_blk import WRITEBACK_OFFSET, BlkFeature
 
-__all__ = ["HANDLERS", "MAX_MEM_SLOTS", "Device", "Handlers", "Refused"]
+__all__ = ["HANDLERS", "MAX_MEM_SLOTS", "SERIAL_BYTES", "Device", "Handlers", "Refused"]
 
 MAX_MEM_SLOTS: Final = 32
 STATUS_NEEDS_RESET: Final = 0x40  # virtio 1.3 §2.1
@@ -69,7 +69,11 @@ class Device(Disk, Protocol):
     def readonly(self) -> bool: ...
     @property
     def disk_name(self) -> str:
-        """The bdev's name, for logs and as the disk's serial number."""
+        """The bdev's name, for logs."""
+
+    @property
+    def serial(self) -> bytes:
+        """The serial number that guests see, at most SERIAL_BYTES."""
 
     @property
     def coalescing(self) -> Coalescing: ...
@@ -108,7 +112,7 @@ class Handlers:
             features=self.features or 0,
             readonly=self._device.readonly,
             write_through=not self.writes_back(),
-            serial=self._device.disk_name.encode()[:SERIAL_BYTES],
+            serial=self._device.serial,
             coalescing=self._device.coalescing,
         )
 
