@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from drivebay.vm.guest_image import GuestImage, prepare_guest
+from drivebay.vm.hardware import Disk
 from drivebay.vm.kvm import choose_accelerator
-from drivebay.vm.machine import Machine
-from drivebay.vm.qemu import Disk, MachineSpec, find_qemu
+from drivebay.vm.machine import Machine, MachineSpec
+from drivebay.vm.qemu import find_qemu
 from drivebay.vm.target import TargetProcess
 from tests.e2e.bay import Bay
 

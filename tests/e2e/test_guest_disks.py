@@ -20,8 +20,8 @@ from pathlib import Path
 
 import pytest
 
+from drivebay.vm.hardware import Disk
 from drivebay.vm.machine import Machine
-from drivebay.vm.qemu import Disk
 from drivebay.vm.target import TargetProcess
 
 pytestmark = pytest.mark.needs_qemu

@@ -20,9 +20,10 @@ from typing import Any
 import pytest
 
 from drivebay.vm.guest_image import GuestImage
+from drivebay.vm.hardware import Disk
 from drivebay.vm.kvm import choose_accelerator
-from drivebay.vm.machine import Machine
-from drivebay.vm.qemu import Disk, MachineSpec, find_qemu
+from drivebay.vm.machine import Machine, MachineSpec
+from drivebay.vm.qemu import find_qemu
 from drivebay.vm.qmp import Qmp
 from drivebay.vm.target import TargetProcess
 

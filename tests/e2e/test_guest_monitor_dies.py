@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from drivebay.vm.hardware import Disk
 from drivebay.vm.machine import Machine
-from drivebay.vm.qemu import Disk
 from drivebay.vm.target import TargetProcess
 from tests.e2e.conftest import BootGuest
 from tests.fakes.process import wait_until

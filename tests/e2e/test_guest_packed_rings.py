@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from drivebay.vm.hardware import Disk
 from drivebay.vm.machine import Machine
-from drivebay.vm.qemu import Disk
 from drivebay.vm.target import TargetProcess
 from tests.e2e.conftest import BootGuest
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from drivebay.vm.guest_image import GuestImage
+from drivebay.vm.hardware import Disk
 from drivebay.vm.kvm import choose_accelerator
-from drivebay.vm.machine import Machine
-from drivebay.vm.qemu import Disk, MachineSpec, find_qemu
+from drivebay.vm.machine import Machine, MachineSpec
+from drivebay.vm.qemu import find_qemu
 from drivebay.vm.target import TargetProcess
 from tests.fakes.driver import Session
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from drivebay.vm.hardware import Disk
 from drivebay.vm.machine import Machine
-from drivebay.vm.qemu import Disk
 from tests.fakes.process import TargetProcess, wait_until
 
 pytestmark = pytest.mark.needs_qemu

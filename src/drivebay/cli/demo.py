@@ -27,10 +27,11 @@ from drivebay.cli.output import DONE
 from drivebay.errors import DrivebayError, HostError
 from drivebay.vm.console import ESCAPE_NAME, attach
 from drivebay.vm.guest_image import GuestImage, guest_script, prepare_guest
+from drivebay.vm.hardware import Disk
 from drivebay.vm.kvm import Accelerator, choose_accelerator
-from drivebay.vm.machine import Machine
+from drivebay.vm.machine import Machine, MachineSpec
 from drivebay.vm.places import state_dir
-from drivebay.vm.qemu import Disk, MachineSpec, Qemu, find_qemu
+from drivebay.vm.qemu import Qemu, find_qemu
 from drivebay.vm.target import TargetProcess
 
 __all__ = ["build_parser", "main"]

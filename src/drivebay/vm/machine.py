@@ -9,28 +9,44 @@ from __future__ import annotations
 import errno
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
 from drivebay.errors import DrivebayError, HostError, PeerError, UsageError
+from drivebay.vm.command import command_line
 from drivebay.vm.guest_agent import GuestAgent, GuestOutput, GuestSilent
 from drivebay.vm.guest_image import GuestImage
+from drivebay.vm.hardware import Disk, Hardware, Listener, Memory, Start
 from drivebay.vm.kvm import Accelerator
 from drivebay.vm.processes import Child, start, unprivileged
-from drivebay.vm.qemu import MachineFiles, MachineSpec, Qemu, command_line
+from drivebay.vm.qemu import Qemu, Version
 from drivebay.vm.qmp import Qmp
 
-__all__ = ["BOOT_SECONDS", "Machine"]
+__all__ = ["BOOT_SECONDS", "Machine", "MachineSpec"]
 
 BOOT_SECONDS = 120.0
 COMMAND_SECONDS = 60.0
 START_SECONDS = 30.0
+APPEND = "console=ttyS0 quiet panic=-1"
 POWER_OFF_SECONDS = 30.0
 
+TRACKS_WRITES_OF_TCG: Version = (9, 0)
+
 Connected = TypeVar("Connected", GuestAgent, Qmp)
+
+
+@dataclass(frozen=True)
+class MachineSpec:
+    """What the caller wants; everything else is the same for each machine."""
+
+    disks: Sequence[Disk]
+    cpus: int = 2
+    memory_mib: int = 256
+    awaits_migration: bool = False  # it runs nothing until another machine is moved into it
 
 
 class Machine:
@@ -53,6 +69,7 @@ class Machine:
         self.console_log = logs / f"{folder.name}-console.log"
         self.qemu_log = logs / f"{folder.name}-qemu.log"
         self.console_socket = folder / "console.sock"
+        self._command_socket = folder / "commands.sock"
         self._qemu, self._accelerator, self._spec = qemu, accelerator, spec
         self._image, self._scripts, self._folder = image, scripts, folder
         self._child: Child | None = None
@@ -129,27 +146,40 @@ class Machine:
         return self._child is None or self._child.ended()
 
     def _start(self) -> None:
-        files = MachineFiles(
-            kernel=self._folder / "kernel",
-            initrd=self._folder / "initrd",
-            console_socket=self.console_socket,
-            command_socket=self._folder / "commands.sock",
-            monitor_socket=self._folder / "monitor.sock",
-        )
-        shutil.copyfile(self._image.kernel, files.kernel)
-        files.initrd.write_bytes(self._image.initrd(self._scripts))
+        kernel, initrd = self._folder / "kernel", self._folder / "initrd"
+        shutil.copyfile(self._image.kernel, kernel)
+        initrd.write_bytes(self._image.initrd(self._scripts))
         device = Path("/dev/kvm") if self._accelerator.name == "kvm" else None
         identity = unprivileged(device)
         if identity is not None:
             identity.take(self._folder)
-            for path in (files.kernel, files.initrd, *(disk.socket for disk in self._spec.disks)):
+            for path in (kernel, initrd, *(disk.socket for disk in self._spec.disks)):
                 identity.take(path)
         with self.console_log.open("ab") as console:
-            line = command_line(self._qemu, self._accelerator, self._spec, files, console.fileno())
+            hardware = self._hardware(Start(str(kernel), str(initrd), APPEND), console.fileno())
+            line = command_line(self._qemu, self._accelerator, hardware)
             self._child = start(
                 "qemu", line, self.qemu_log, pass_fds=(console.fileno(),), identity=identity
             )
-        self._agent = self._when_there(lambda: GuestAgent(files.command_socket))
+        self._agent = self._when_there(lambda: GuestAgent(self._command_socket))
+
+    def _hardware(self, start: Start, console_log: int) -> Hardware:
+        """QEMU writes a copy of all that the guest prints to the descriptor ``console_log``."""
+        console = Listener(self.console_socket, log="/dev/fdset/1")
+        return Hardware(
+            name=self._folder.name,
+            memory=Memory(_memory_kib(self._qemu, self._accelerator, self._spec.memory_mib)),
+            monitor=Listener(self._folder / "monitor.sock"),
+            serials=[("console", console), ("commands", Listener(self._command_socket))],
+            cpus=self._spec.cpus,
+            disks=[
+                replace(disk, name=disk.name or f"vd{number}")
+                for number, disk in enumerate(self._spec.disks)
+            ],
+            start=start,
+            awaits_migration=self._spec.awaits_migration,
+            files=[(console_log, 1)],
+        )
 
     def monitor(self) -> Qmp:
         """Connect to QEMU's monitor; the caller closes it, before the next call."""
@@ -180,3 +210,11 @@ class Machine:
         if words == "nothing":
             return f"see the guest's console in {self.console_log}"
         return f"QEMU said: {words}   (log: {self.qemu_log})"
+
+
+def _memory_kib(qemu: Qemu, accelerator: Accelerator, mib: int) -> int:
+    """While a guest moves, emulation in QEMU before 9.0 forgets writes to memory whose size is
+    a multiple of 64 pages: the guest arrives broken. A little more memory is without that fault.
+    """
+    forgets = accelerator.name == "tcg" and qemu.version < TRACKS_WRITES_OF_TCG
+    return mib * 1024 + 8 if forgets else mib * 1024

@@ -1,0 +1,269 @@
+"""QEMU's command line: a machine's parts, spelled as this version of QEMU wants them.
+
+Context: any. Builds lists of words; starts nothing.
+
+Guest memory is always one shared memfd of exactly the machine's size, so that the target
+can map it and no size can disagree. Disks are vhost-user-blk with the legacy interface
+off: firmware would take that one, and vhost-user targets refuse it. Each disk has a PCIe root
+port of its own, since the root bus cannot have anything added or removed while it runs; the
+ports come first, in the order of the disks, and so do the guest's names for these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from drivebay.errors import UsageError
+from drivebay.vm.hardware import Disk, Drive, Hardware, Listener, Nic, check_socket_path
+from drivebay.vm.kvm import Accelerator
+from drivebay.vm.qemu import Qemu
+
+__all__ = ["Properties", "command_line", "disk_parts", "spelled"]
+
+Properties = dict[str, "str | int | bool | Properties"]
+
+_FIRST_PORT_SLOT = 0x10  # of the root bus; eight ports share a slot
+_FIRST_NIC_SLOT = 0x3
+_PORTS_MOST = 64
+
+
+def command_line(qemu: Qemu, accelerator: Accelerator, hardware: Hardware) -> list[str]:
+    """Return the words that start the machine. Raises: UsageError."""
+    line = [str(qemu.path), "-name", spelled({"guest": hardware.name})]
+    line += ["-nodefaults", "-no-user-config", "-display", "none"]
+    line += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny"]
+    line += ["-accel", accelerator.name]
+    line += ["-machine", spelled({"type": hardware.machine, "memory-backend": "memory"})]
+    line += ["-cpu", "max", "-smp", str(hardware.cpus)]
+    if hardware.uuid is not None:
+        line += ["-uuid", hardware.uuid]
+    line += _memory(hardware)
+    for descriptor, number in hardware.files:
+        line += ["-add-fd", f"fd={descriptor},set={number}"]
+    line += _firmware(hardware)
+    line += ["-chardev", _listening("monitor", hardware.monitor)]
+    line += ["-mon", "chardev=monitor,mode=control"]
+    for name, listener in hardware.serials:
+        line += ["-chardev", _listening(name, listener), "-serial", f"chardev:{name}"]
+    if hardware.agent is not None:
+        line += ["-device", "virtio-serial-pci,id=channels,addr=0x2"]
+        line += ["-chardev", _listening("agent", hardware.agent)]
+        line += ["-device", "virtserialport,chardev=agent,name=org.qemu.guest_agent.0"]
+    line += _buses(hardware)
+    for number, disk in enumerate(hardware.disks):
+        for option, properties in disk_parts(qemu, disk, f"port{number}"):
+            line += [f"-{option}", spelled(properties)]
+    for number, nic in enumerate(hardware.nics):
+        line += _nic(nic, number)
+    if hardware.start is not None:
+        line += ["-kernel", hardware.start.kernel]
+        line += ["-initrd", hardware.start.initrd] if hardware.start.initrd else []
+        line += ["-append", hardware.start.append] if hardware.start.append else []
+    line += ["-incoming", "defer"] if hardware.awaits_migration else []
+    return line + list(hardware.more)
+
+
+def spelled(properties: Properties) -> str:
+    """Write properties as one word: the first without its name if it is the word's kind.
+
+    A comma separates QEMU's options, and is doubled to mean itself.
+    """
+    words: list[str] = []
+    for key, value in _flat(properties):
+        text = ("on" if value else "off") if isinstance(value, bool) else str(value)
+        text = text.replace(",", ",,")
+        words.append(text if key in ("driver", "type", "qom-type", "backend") and not words
+                     else f"{key}={text}")  # fmt: skip
+    return ",".join(words)
+
+
+def _flat(properties: Properties, prefix: str = "") -> list[tuple[str, str | int | bool]]:
+    found: list[tuple[str, str | int | bool]] = []
+    for key, value in properties.items():
+        if isinstance(value, dict):
+            found += _flat(value, f"{prefix}{key}.")
+        else:
+            found.append((prefix + key, value))
+    return found
+
+
+# ---- disks --------------------------------------------------------------------------------------
+
+
+def disk_parts(qemu: Qemu, disk: Disk | Drive, port: str) -> list[tuple[str, Properties]]:
+    """The parts of a disk, as ('chardev' | 'blockdev' | 'device', properties), in order.
+
+    They serve the command line and, for a disk that is added later, the monitor.
+    Raises: UsageError; NotFound when this QEMU cannot.
+    """
+    if isinstance(disk, Disk):
+        check_socket_path(disk.socket)
+        if disk.bus == "virtio":
+            return _vhost_parts(qemu, disk, port)
+        node: Properties = {
+            "driver": "virtio-blk-vhost-user",
+            "node-name": f"node-{disk.name}",
+            "path": str(disk.socket),
+            "cache": {"direct": True},
+        }
+        return [("blockdev", node), ("device", _device(disk, port))]
+    nodes: list[tuple[str, Properties]] = []
+    if disk.backing is not None:
+        nodes.append(("blockdev", _file_node(f"file-{disk.name}-base", disk.backing, True)))
+        below = f"file-{disk.name}-base"
+        base: Properties = {"driver": "raw", "node-name": f"{disk.name}-base", "file": below,
+                            "read-only": True}  # fmt: skip
+        nodes.append(("blockdev", base))
+    nodes.append(("blockdev", _file_node(f"file-{disk.name}", disk.path, disk.read_only)))
+    node = {
+        "driver": disk.format,
+        "node-name": f"node-{disk.name}",
+        "file": f"file-{disk.name}",
+        "read-only": disk.read_only,
+    }
+    if disk.backing is not None:
+        node["backing"] = f"{disk.name}-base"
+    return [*nodes, ("blockdev", node), ("device", _device(disk, port))]
+
+
+def _file_node(name: str, path: str, read_only: bool) -> Properties:
+    return {
+        "driver": "file",
+        "node-name": name,
+        "filename": path,
+        "read-only": read_only,
+        "discard": "unmap",
+    }
+
+
+def _vhost_parts(qemu: Qemu, disk: Disk, port: str) -> list[tuple[str, Properties]]:
+    reconnect, _, seconds = qemu.option("reconnect").partition("=")
+    channel: Properties = {
+        "backend": "socket",
+        "id": f"vhost-{disk.name}",
+        "path": str(disk.socket),
+        reconnect: int(seconds),
+    }
+    device: Properties = {
+        "driver": "vhost-user-blk-pci",
+        "id": f"disk-{disk.name}",
+        "bus": port,
+        "chardev": f"vhost-{disk.name}",
+        "disable-legacy": "on",
+        "num-queues": disk.queues,
+    }
+    if disk.packed:
+        device["packed"] = True
+    if disk.boot_order is not None:
+        device["bootindex"] = disk.boot_order
+    return [("chardev", channel), ("device", device)]
+
+
+def _device(disk: Disk | Drive, port: str) -> Properties:
+    """The emulated device on a block node."""
+    device: Properties = {"driver": "", "id": f"disk-{disk.name}", "drive": f"node-{disk.name}"}
+    match disk.bus:
+        case "virtio":
+            device |= {"driver": "virtio-blk-pci", "bus": port, "disable-legacy": "on"}
+        case "nvme":
+            device |= {"driver": "nvme", "bus": port}
+        case "scsi":
+            device |= {"driver": "scsi-hd", "bus": "scsi.0"}
+        case "sata":
+            device |= {"driver": "ide-hd"}
+        case _:
+            raise UsageError(f"there is no bus '{disk.bus}' for disks")
+    device["serial"] = disk.name
+    if disk.boot_order is not None:
+        device["bootindex"] = disk.boot_order
+    return device
+
+
+def _buses(hardware: Hardware) -> list[str]:
+    """Root ports, one for each disk and the spare ones; and the controllers of other buses."""
+    line = []
+    ports = len(hardware.disks) + hardware.ports
+    if ports > _PORTS_MOST:
+        raise UsageError(f"a machine has at most {_PORTS_MOST - hardware.ports} disks")
+    for number in range(ports):
+        slot, function = divmod(number, 8)
+        port: Properties = {
+            "driver": "pcie-root-port",
+            "id": f"port{number}",
+            "bus": "pcie.0",
+            "chassis": number + 1,
+            "addr": f"{_FIRST_PORT_SLOT + slot:#x}.{function}",
+        }
+        if function == 0:
+            port["multifunction"] = True
+        line += ["-device", spelled(port)]
+    if hardware.ports or any(disk.bus == "scsi" for disk in hardware.disks):
+        line += ["-device", "virtio-scsi-pci,id=scsi,addr=0x1"]
+    return line
+
+
+# ---- the rest -----------------------------------------------------------------------------------
+
+
+def _memory(hardware: Hardware) -> list[str]:
+    memory = hardware.memory
+    size = f"{memory.kib}K" if memory.kib % 1024 else f"{memory.kib // 1024}M"
+    backend: Properties = {
+        "qom-type": "memory-backend-memfd",
+        "id": "memory",
+        "size": size,
+        "share": True,
+    }
+    if memory.huge_pages:
+        backend |= {"hugetlb": True, "hugetlbsize": "2M"}
+    if memory.node is not None:
+        backend |= {"host-nodes": memory.node, "policy": "preferred"}
+    return ["-m", size, "-object", spelled(backend)]
+
+
+def _firmware(hardware: Hardware) -> list[str]:
+    if hardware.firmware is None:
+        return []
+    line = []
+    for unit, (path, read_only) in enumerate(
+        ((hardware.firmware.code, True), (hardware.firmware.variables, False))
+    ):
+        drive: Properties = {
+            "if": "pflash",
+            "unit": unit,
+            "format": "raw",
+            "readonly": read_only,
+            "file": path,
+        }
+        line += ["-drive", spelled(drive)]
+    return line
+
+
+def _listening(name: str, listener: Listener) -> str:
+    channel: Properties = {"backend": "socket", "id": name}
+    if isinstance(listener.place, int):
+        channel["fd"] = listener.place
+    else:
+        check_socket_path(listener.place)
+        channel["path"] = str(listener.place)
+    channel |= {"server": True, "wait": False}
+    if listener.log is not None:
+        channel |= {"logfile": listener.log, "logappend": True}
+    return spelled(channel)
+
+
+def _nic(nic: Nic, number: int) -> Sequence[str]:
+    network: Properties = {"type": "user", "id": f"net{number}"}
+    words = [spelled(network)]
+    words += [
+        f"hostfwd=tcp:{forward.host_address}:{forward.host_port}-:{forward.guest_port}"
+        for forward in nic.forward
+    ]
+    device: Properties = {
+        "driver": "virtio-net-pci",
+        "netdev": f"net{number}",
+        "mac": nic.mac,
+        "romfile": "",  # no start from the network, which would need a file of another package
+        "addr": f"{_FIRST_NIC_SLOT + number:#x}",
+    }
+    return ["-netdev", ",".join(words), "-device", spelled(device)]

@@ -1,0 +1,138 @@
+"""vm/command.py: a machine's parts in the words of a QEMU's version; QEMU itself reads them."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from drivebay.errors import UsageError
+from drivebay.vm.command import command_line, spelled
+from drivebay.vm.hardware import Disk, Drive, Hardware, Listener, Memory, Nic, Start
+from drivebay.vm.kvm import Accelerator
+from drivebay.vm.qemu import Qemu, Version, find_qemu
+from drivebay.vm.spec import Forward
+
+TCG = Accelerator("tcg", "")
+BARE = Hardware("vm", Memory(384 << 10), Listener(Path("/monitor")), [])
+MAC = "52:54:00:12:34:56"
+
+
+def words(hardware: Hardware, version: Version = (7, 2)) -> list[str]:
+    return command_line(Qemu(Path("/qemu"), version), TCG, hardware)
+
+
+def after(line: Sequence[str], option: str) -> list[str]:
+    return [line[at + 1] for at, word in enumerate(line) if word == option]
+
+
+def with_disks(*disks: Disk | Drive) -> Hardware:
+    return replace(BARE, disks=disks)
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"),
+    [
+        ((7, 2), "reconnect=1"),
+        ((9, 1), "reconnect=1"),
+        ((9, 2), "reconnect-ms=1000"),
+        ((11, 1), "reconnect-ms=1000"),
+    ],
+)
+def test_reconnection_is_asked_for_in_the_versions_words(version: Version, expected: str) -> None:
+    line = words(with_disks(Disk(Path("/run/disk"), name="a")), version)
+    assert f"socket,id=vhost-a,path=/run/disk,{expected}" in after(line, "-chardev")
+
+
+def test_memory_is_one_shared_memfd_of_the_machines_size() -> None:
+    line = words(BARE)
+    assert after(line, "-object") == ["memory-backend-memfd,id=memory,size=384M,share=on"]
+    assert after(line, "-m") == ["384M"]
+    assert after(line, "-machine") == ["q35,memory-backend=memory"]
+    line = words(replace(BARE, memory=Memory(1032, node=1, huge_pages=True)))
+    assert after(line, "-m") == ["1032K"]
+    assert after(line, "-object") == [
+        (
+            "memory-backend-memfd,id=memory,size=1032K,share=on,hugetlb=on,hugetlbsize=2M,"
+            "host-nodes=1,policy=preferred"
+        )
+    ]
+
+
+def test_each_disk_has_its_socket_its_queues_its_port_and_no_legacy_interface() -> None:
+    line = words(
+        with_disks(
+            Disk(Path("/a,b"), 3, name="a", boot_order=0), Disk(Path("/c"), name="c", packed=True)
+        )
+    )
+    assert after(line, "-device") == [
+        "pcie-root-port,id=port0,bus=pcie.0,chassis=1,addr=0x10.0,multifunction=on",
+        "pcie-root-port,id=port1,bus=pcie.0,chassis=2,addr=0x10.1",
+        (
+            "vhost-user-blk-pci,id=disk-a,bus=port0,chardev=vhost-a,disable-legacy=on,num-queues=3,"
+            "bootindex=0"
+        ),
+        (
+            "vhost-user-blk-pci,id=disk-c,bus=port1,chardev=vhost-c,disable-legacy=on,num-queues=1,"
+            "packed=on"
+        ),
+    ]
+    assert "socket,id=vhost-a,path=/a,,b,reconnect=1" in after(line, "-chardev")
+
+
+def test_only_a_machine_that_waits_for_another_starts_without_its_guest() -> None:
+    waiting = words(replace(BARE, awaits_migration=True))
+    assert after(waiting, "-incoming") == ["defer"]
+    assert after(words(BARE), "-incoming") == []
+
+
+def test_a_listening_descriptor_takes_the_place_of_a_path() -> None:
+    console = Listener(7, log="/dev/fdset/1")
+    line = words(replace(BARE, serials=[("console", console)], files=[(9, 1)]))
+    assert "socket,id=console,fd=7,server=on,wait=off,logfile=/dev/fdset/1,logappend=on" in after(
+        line, "-chardev"
+    )
+    assert after(line, "-add-fd") == ["fd=9,set=1"]
+
+
+def test_a_socket_path_that_the_kernel_would_cut_is_refused() -> None:
+    with pytest.raises(UsageError, match="has 109 bytes, the kernel takes at most 107"):
+        words(with_disks(Disk(Path("/" + "x" * 108), name="a")))
+
+
+def test_properties_are_spelled_with_doubled_commas_and_dots_for_depth() -> None:
+    assert spelled({"driver": "file", "path": "a,b", "cache": {"direct": True}, "n": 1}) == (
+        "file,path=a,,b,cache.direct=on,n=1"
+    )
+
+
+def test_qemu_reads_a_machine_with_every_part(tmp_path: Path) -> None:
+    """The real one stops at its unreachable disk, which is the last thing that it looks at."""
+    raw, overlay = tmp_path / "raw,1", tmp_path / "over"
+    raw.write_bytes(bytes(1 << 20))
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(overlay), "1M"], check=True)
+    hardware = replace(
+        BARE,
+        memory=Memory(64 << 10),
+        monitor=Listener(tmp_path / "monitor"),
+        serials=[("console", Listener(tmp_path / "console", log=str(tmp_path / "log")))],
+        uuid="d1b1c2f0-0000-4000-8000-000000000001",
+        nics=[Nic(MAC, [Forward(0, 22)])],
+        agent=Listener(tmp_path / "agent"),
+        start=Start("/nonexistent-kernel"),
+        ports=8,
+        disks=[
+            Drive("over", str(overlay), "qcow2", backing=str(raw), boot_order=0),
+            Drive("seed", str(raw), read_only=True),
+            Drive("s", str(tmp_path / "raw2"), bus="scsi"),
+        ],
+    )
+    (tmp_path / "raw2").write_bytes(bytes(1 << 20))
+    line = command_line(find_qemu(), TCG, hardware)
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "/nonexistent-kernel" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
