@@ -1,30 +1,50 @@
-"""Which QEMU runs a machine, and what each version of it calls things.
+"""Which QEMU runs a machine, what it can, and what each version of it calls things.
 
-Context: any. Asks the binary for its version; starts no machine.
+Context: any. Asks the binary about itself (``qemu_probe``); starts no machine.
 """
 
 from __future__ import annotations
 
 import json
-import re
+import os
 import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from drivebay.errors import NotFound
+from drivebay.vm.packages import install_command
 from drivebay.vm.places import cache_dir
+from drivebay.vm.qemu_probe import probe
 
-__all__ = ["Qemu", "Version", "find_qemu"]
+__all__ = ["FEATURES", "Qemu", "Version", "find_qemu"]
 
 BINARY = "qemu-system-x86_64"
-VERSION_SECONDS = 20
+ELSEWHERE = ["/usr/libexec/qemu-kvm"]  # Red Hat's family keeps it from PATH
 
 Version = tuple[int, int]
 
 # Options that changed their name: the first entry whose version is not above the binary's.
 BY_VERSION: dict[str, list[tuple[Version, str]]] = {
     "reconnect": [((9, 2), "reconnect-ms=1000"), ((0, 0), "reconnect=1")],
+}
+
+# feature: what an error calls it, the part (vm.packages) that brings it, and since which version.
+FEATURES: dict[str, tuple[str, str, Version]] = {
+    "vhost-user-blk": ("the device vhost-user-blk", "qemu", (0, 0)),
+    "vhost-user-block-driver": (
+        "the block driver virtio-blk-vhost-user (of libblkio)",
+        "qemu-blkio",
+        (10, 0),  # Debian and Ubuntu build it since then
+    ),
+    "user-net": ("QEMU's user network (built with libslirp)", "qemu", (0, 0)),
+    "nvme": ("the device nvme", "qemu", (0, 0)),
+    "ahci": ("the device ich9-ahci", "qemu", (0, 0)),
+    "scsi": ("the device virtio-scsi", "qemu", (0, 0)),
+    "seccomp": ("QEMU's sandbox (built with seccomp)", "qemu", (0, 0)),
+    "memfd": ("guest memory in a memfd", "qemu", (0, 0)),
+    "tcg": ("emulation of the processor (TCG)", "qemu", (0, 0)),
+    "kvm": ("KVM in QEMU", "qemu", (0, 0)),
 }
 
 
@@ -34,47 +54,114 @@ class Qemu:
 
     path: Path
     version: Version
+    features: frozenset[str] = frozenset()
+    machines: tuple[str, ...] = ()  # the versioned kinds of pc-q35
+    machine: str = ""  # the newest of them: what a new VM is
 
     def option(self, name: str) -> str:
         """Return the words for ``name`` in this version."""
         return next(words for since, words in BY_VERSION[name] if since <= self.version)
 
-
-def find_qemu() -> Qemu:
-    """Return the QEMU on PATH; its version is remembered by path and modification time."""
-    found = shutil.which(BINARY)
-    if found is None:
+    def require(self, feature: str, what: str) -> None:
+        """Raises: NotFound when it lacks ``feature``, which ``what`` needs."""
+        if feature in self.features:
+            return
+        need, part, since = FEATURES[feature]
         raise NotFound(
-            f"{BINARY} is not installed",
-            hint="sudo apt-get install --no-install-recommends qemu-system-x86",
+            f"{what} needs {need}, which '{self.path}' (QEMU {self.spelled_version}) does not have",
+            hint=mend_for(part if since <= self.version else None),
         )
-    path = Path(found).resolve()
-    key = f"{path} {path.stat().st_mtime_ns}"
+
+    @property
+    def spelled_version(self) -> str:
+        return ".".join(map(str, self.version))
+
+
+def find_qemu(name: str | None = None) -> Qemu:
+    """Return a QEMU: the one that is named, else $DRIVEBAY_QEMU, else the first that is there.
+
+    What it can is asked once, and remembered by path and times of change. Raises: NotFound.
+    """
+    path = _find_binary(name)
+    try:
+        stamp = [path.stat().st_mtime_ns, _modules_changed()]
+    except OSError as error:
+        raise NotFound(f"can't look at '{path}': {error.strerror}") from error
     memory = cache_dir() / "qemu.json"
-    try:
-        saved = json.loads(memory.read_text())
-        if saved["key"] == key:
-            return Qemu(path, (int(saved["version"][0]), int(saved["version"][1])))
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        memory.unlink(missing_ok=True)
-    version = _ask_version(path)
-    memory.write_text(json.dumps({"key": key, "version": version}))
-    return Qemu(path, version)
+    remembered = _read_memory(memory)
+    known = _as_qemu(path, stamp, remembered.get(str(path)))
+    if known is not None:
+        return known
+    found = probe(path)
+    remembered[str(path)] = {
+        "stamp": stamp,
+        "version": found.version,
+        "features": sorted(found.features),
+        "machines": found.machines,
+        "machine": found.machine,
+    }
+    _write_memory(memory, remembered)
+    return Qemu(path, found.version, found.features, found.machines, found.machine)
 
 
-def _ask_version(path: Path) -> Version:
+def _find_binary(name: str | None) -> Path:
+    wanted = name or os.environ.get("DRIVEBAY_QEMU")
+    for candidate in [wanted] if wanted else [BINARY, *ELSEWHERE]:
+        found = shutil.which(candidate)
+        if found is not None:
+            return Path(found).resolve()
+    if not wanted:
+        raise NotFound(f"{BINARY} is not installed", hint=mend_for("qemu"))
+    source = "" if name else ", which DRIVEBAY_QEMU names,"
+    if Path(wanted).is_file():
+        raise NotFound(f"'{wanted}'{source} is not a program", hint=f"ls -l {wanted}")
+    raise NotFound(
+        f"there is no QEMU '{wanted}'{source}", hint="name the program's path with --qemu PATH"
+    )
+
+
+def _modules_changed() -> int:
+    """When a part of QEMU was last installed: parts are modules in a folder of theirs."""
+    folders = [Path(os.environ.get("QEMU_MODULE_DIR", "/usr/lib64/qemu"))]
+    folders += Path("/usr/lib").glob("*-linux-gnu/qemu")
+    return max((folder.stat().st_mtime_ns for folder in folders if folder.is_dir()), default=0)
+
+
+def mend_for(part: str | None) -> str:
+    """What installs a part of QEMU here, or else the way to another QEMU."""
+    other = "name another, newer QEMU: --qemu PATH, or DRIVEBAY_QEMU=PATH for all VMs"
+    command = None if part is None else install_command(part)
+    return other if command is None else f"{command}; or {other}"
+
+
+def _read_memory(memory: Path) -> dict[str, Any]:
     try:
-        done = subprocess.run(
-            [path, "--version"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=VERSION_SECONDS,
-            check=False,
+        remembered = json.loads(memory.read_text())
+    except (OSError, ValueError):
+        return {}
+    return remembered if isinstance(remembered, dict) else {}
+
+
+def _write_memory(memory: Path, remembered: dict[str, Any]) -> None:
+    """At once or not at all; without it, the next one asks again."""
+    fresh = memory.with_suffix(f".{os.getpid()}.new")
+    try:
+        fresh.write_text(json.dumps(remembered))
+        fresh.replace(memory)
+    except OSError:
+        fresh.unlink(missing_ok=True)
+
+
+def _as_qemu(path: Path, stamp: list[int], saved: Any) -> Qemu | None:
+    try:
+        if saved["stamp"] != stamp:
+            return None
+        return Qemu(
+            path,
+            (int(saved["version"][0]), int(saved["version"][1])),
+            frozenset(map(str, saved["features"])),
+            tuple(map(str, saved["machines"])),
+            str(saved["machine"]),
         )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise NotFound(f"{path} does not run: {error}") from error
-    match = re.search(r"version (\d+)\.(\d+)", done.stdout)
-    if match is None:
-        raise NotFound(f"{path} --version names no version: {done.stdout[:80]!r}")
-    return int(match.group(1)), int(match.group(2))
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None
