@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from drivebay.errors import UsageError
+from drivebay.errors import NotFound, UsageError
 from drivebay.vm.command import command_line, spelled
 from drivebay.vm.hardware import Disk, Drive, Hardware, Listener, Memory, Nic, Start
 from drivebay.vm.kvm import Accelerator
@@ -101,6 +101,19 @@ def test_a_listening_descriptor_takes_the_place_of_a_path() -> None:
 def test_a_socket_path_that_the_kernel_would_cut_is_refused() -> None:
     with pytest.raises(UsageError, match="has 109 bytes, the kernel takes at most 107"):
         words(with_disks(Disk(Path("/" + "x" * 108), name="a")))
+
+
+def test_other_buses_need_a_qemu_that_is_a_vhost_user_client() -> None:
+    machine = with_disks(Disk(Path("/s"), name="a", bus="nvme"))
+    with pytest.raises(NotFound, match=r"a disk on the bus 'nvme' needs the block driver") as error:
+        words(machine)
+    assert "--qemu PATH" in str(error.value.hint)
+    able = Qemu(Path("/q"), (11, 1), frozenset({"vhost-user-block-driver"}))
+    line = command_line(able, TCG, machine)
+    assert after(line, "-blockdev") == [
+        "virtio-blk-vhost-user,node-name=node-a,path=/s,cache.direct=on"
+    ]
+    assert after(line, "-device")[-1] == "nvme,id=disk-a,drive=node-a,bus=port0,serial=a"
 
 
 def test_properties_are_spelled_with_doubled_commas_and_dots_for_depth() -> None:

@@ -100,6 +100,7 @@ def disk_parts(qemu: Qemu, disk: Disk | Drive, port: str) -> list[tuple[str, Pro
         check_socket_path(disk.socket)
         if disk.bus == "virtio":
             return _vhost_parts(qemu, disk, port)
+        qemu.require("vhost-user-block-driver", f"a disk on the bus '{disk.bus}'")
         node: Properties = {
             "driver": "virtio-blk-vhost-user",
             "node-name": f"node-{disk.name}",

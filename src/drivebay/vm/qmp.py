@@ -1,24 +1,32 @@
-"""QEMU's monitor: one command, one answer, as lines of JSON.
+"""QEMU's monitor: one command, one answer; and the events that a caller waits for.
 
-Context: any thread, one at a time. Events are skipped: what a caller wants to know it asks.
+Context: any thread, one at a time. `qemu.qmp` speaks the protocol, in an event loop that
+runs only while a call waits.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
-import json
+import logging
 import socket
-import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, TypeVar
+
+from qemu.qmp import EventListener, ExecuteError, QMPClient, QMPError
 
 from drivebay.errors import DrivebayError, HostError, PeerError
 
 __all__ = ["Qmp", "QmpRefused"]
 
 COMMAND_SECONDS: Final = 30.0
-LINE_LIMIT: Final = 1 << 20
+
+Result = TypeVar("Result")
+
+# What it logs is in the errors that it raises; without a handler Python would print it.
+logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
 
 
 class QmpRefused(DrivebayError):
@@ -33,12 +41,21 @@ class Qmp:
     def __init__(self, path: Path, timeout_s: float = COMMAND_SECONDS) -> None:
         """Raises: OSError while there is no such socket; HostError, PeerError."""
         self._timeout_s = timeout_s
-        self._received = bytearray()
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         try:
-            self._connect(path)
+            connection.settimeout(timeout_s)
+            connection.connect(str(path))
+            connection.setblocking(False)
         except BaseException:
-            self._socket.close()
+            connection.close()
+            raise
+        self._loop = asyncio.new_event_loop()
+        try:
+            self._client = QMPClient()
+            self._run(self._client.connect(connection), "its greeting")
+        except BaseException:
+            connection.close()
+            self._loop.close()
             raise
 
     def __enter__(self) -> Self:
@@ -53,59 +70,69 @@ class Qmp:
         self.close()
 
     def close(self) -> None:
-        self._socket.close()
+        """Hang up; harmless twice."""
+        if self._loop.is_closed():
+            return
+        try:
+            self._loop.run_until_complete(self._client.disconnect())
+        except (QMPError, EOFError, OSError):
+            pass  # the other side was quicker, or broke the protocol: it is over either way
+        finally:
+            self._loop.close()
 
-    def call(self, command: str, **arguments: Any) -> Any:
-        """Run one command; an underscore in an argument's name stands for a hyphen.
+    def call(self, command: str, arguments: dict[str, Any] | None = None, **more: Any) -> Any:
+        """Run one command; an underscore in a keyword's name stands for a hyphen.
 
         Raises: QmpRefused, HostError, PeerError.
         """
-        told = {name.replace("_", "-"): value for name, value in arguments.items()}
-        line = json.dumps({"execute": command, "arguments": told}).encode() + b"\n"
-        deadline = time.monotonic() + self._timeout_s
-        try:
-            self._socket.settimeout(self._timeout_s)
-            self._socket.sendall(line)
-        except OSError as error:
-            raise HostError(f"cannot send '{command}' to QEMU", error.errno or 0) from error
-        while True:
-            answer = self._message(deadline, command)
-            if "return" in answer:
-                return answer["return"]
-            if "error" in answer:
-                raise QmpRefused(f"QEMU refused '{command}': {answer['error'].get('desc')}")
+        told = dict(arguments or {})
+        told |= {name.replace("_", "-"): value for name, value in more.items()}
+        return self._run(self._client.execute(command, told), f"'{command}'")
 
-    def _connect(self, path: Path) -> None:
-        self._socket.settimeout(self._timeout_s)
-        self._socket.connect(str(path))
-        greeting = self._message(time.monotonic() + self._timeout_s, "its greeting")
-        if "QMP" not in greeting:
-            raise PeerError(f"QEMU's monitor began with {str(greeting)[:80]!r}, not a greeting")
-        self.call("qmp_capabilities")
+    def call_and_wait(
+        self,
+        command: str,
+        arguments: dict[str, Any],
+        event: str,
+        of_interest: Callable[[dict[str, Any]], bool],
+        timeout_s: float,
+    ) -> bool:
+        """Run a command and wait for the event that says it is done; False if none comes.
 
-    def _message(self, deadline: float, awaited: str) -> dict[str, Any]:
-        while (end := self._received.find(b"\n")) < 0:
-            if len(self._received) > LINE_LIMIT:
-                raise PeerError(f"QEMU's monitor sent a line of more than {LINE_LIMIT} bytes")
-            self._receive(deadline, awaited)
-        line = bytes(self._received[:end])
-        del self._received[: end + 1]
-        try:
-            message = json.loads(line)
-        except ValueError as error:
-            raise PeerError(f"QEMU's monitor sent {line[:80]!r}, which is no JSON") from error
-        if not isinstance(message, dict):
-            raise PeerError(f"QEMU's monitor sent {line[:80]!r}, which is no object")
-        return message
+        ``of_interest`` looks at the event's data. Raises: as `call`.
+        """
 
-    def _receive(self, deadline: float, awaited: str) -> None:
-        self._socket.settimeout(max(deadline - time.monotonic(), 0.001))
+        async def both() -> bool:
+            listener = EventListener(event)
+            with self._client.listen(listener):
+                await self._client.execute(command, arguments)
+                while True:
+                    message = await listener.get()
+                    data = message.get("data")
+                    if isinstance(data, dict) and of_interest(data):
+                        return True
+
+        async def limited() -> bool:
+            try:
+                return await asyncio.wait_for(both(), timeout_s)
+            except TimeoutError:
+                return False
+
+        return self._run(limited(), f"'{command}'", timeout_s + self._timeout_s)
+
+    def _run(
+        self,
+        work: Coroutine[Any, Any, Result],
+        what: str,
+        timeout_s: float | None = None,
+    ) -> Result:
+        limit = self._timeout_s if timeout_s is None else timeout_s
         try:
-            data = self._socket.recv(65536)
-        except OSError as error:  # a time-out is one, too
-            raise HostError(
-                f"QEMU's monitor did not answer ({awaited})", error.errno or errno.ETIMEDOUT
-            ) from error
-        if not data:
-            raise PeerError(f"QEMU ended before it answered ({awaited})")
-        self._received += data
+            return self._loop.run_until_complete(asyncio.wait_for(work, limit))
+        except TimeoutError as error:
+            raise HostError(f"QEMU's monitor did not answer ({what})", errno.ETIMEDOUT) from error
+        except ExecuteError as error:
+            raise QmpRefused(f"QEMU refused {what}: {error}") from error
+        except (QMPError, EOFError, OSError) as error:
+            why = str(error.__cause__ or error) or type(error).__name__
+            raise PeerError(f"QEMU's monitor ended or made no sense ({what}): {why}") from error
