@@ -34,6 +34,7 @@ COMMANDS = {
     "target": Command("drivebay.cli.target", "run, start, stop the target, or show its state"),
     "pool": Command("drivebay.cli.pool", "where disks live: in files and on partitions"),
     "disk": Command("drivebay.cli.disk", "make, show and change disks"),
+    "image": Command("drivebay.cli.image", "import, download, build and show disk images"),
     "rpc": Command("drivebay.cli.rpc", "call any method of a running target"),
     "bench": Command("drivebay.cli.bench", "put load on any vhost-user-blk socket, and verify"),
     "demo": Command("drivebay.cli.demo", "boot a virtual machine on a disk of ours"),

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
-__all__ = ["Progress", "watch"]
+__all__ = ["Phases", "Progress", "watch"]
 
 _QUIET_S = 1.0
 _EVERY_S = 0.1
@@ -68,6 +68,38 @@ class Progress:
         if self._drawn_at is not None:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
+
+
+class Phases:
+    """A bar for each part of a work, whoever does it says which: ``phases(what, done, total)``."""
+
+    def __init__(self) -> None:
+        self._what: str | None = None
+        self._bar: Progress | None = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Draw the bar of this part; that of the part before is taken away."""
+        if self._bar is None or what != self._what:
+            self.close()
+            self._what, self._bar = what, Progress(what)
+        self._bar.update(done, total)
+
+    def close(self) -> None:
+        """Take the last bar away."""
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+            self._bar = None
+
+    def __enter__(self) -> Phases:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 def watch(what: str, work: Callable[[], object], look: Callable[[], tuple[int, int]]) -> None:

@@ -82,6 +82,7 @@ class Disk:
     snapshot: bool = False
     used: int | None = None
     parent: str | None = None  # the snapshot below, by its name in the pool
+    external: str | None = None  # the bdev below that it begins with, by name or uuid
     place: str | None = None
     base: str | None = None  # of a split
     module: str = ""
@@ -346,6 +347,7 @@ def _lvol(common: Disk, lvol: dict[str, Any], store: dict[str, Any]) -> Disk:
         snapshot=lvol["snapshot"],
         used=lvol["num_allocated_clusters"] * store["cluster_size"],
         parent=lvol.get("base_snapshot"),
+        external=lvol.get("external_snapshot_name"),
     )
 
 
