@@ -38,6 +38,8 @@ EXCEPTIONS: dict[str, set[str]] = {
     "cli/target": {"target.daemon", "target.options"},
     "disks/connection": {"target.daemon", "target.options"},
     "cli/bundle": {"target.daemon"},
+    # It finds a VM's process again as the target's is found.
+    "vm/run": {"target.daemon"},
     # It makes partitions: a partition table's layout is vocabulary, which has no other home.
     "cli/partition": {"wire.gpt"},
     # The load generator is the other side of a vhost-user socket, not part of a target.

@@ -34,6 +34,7 @@ __all__ = [
     "make_state_folder",
     "process_times",
     "start_background",
+    "start_ticks",
     "state_folder",
 ]
 
@@ -80,7 +81,7 @@ def find_background() -> BackgroundTarget | None:
         found = BackgroundTarget(**record)
     except (OSError, ValueError, TypeError):
         return None  # never started, or a record that nobody can use
-    return found if _start_ticks(found.pid) == found.start_ticks else None
+    return found if start_ticks(found.pid) == found.start_ticks else None
 
 
 def start_background(
@@ -104,7 +105,7 @@ def start_background(
         _wait_for_answer(process, log_file, answers)
         record = BackgroundTarget(
             pid=process.pid,
-            start_ticks=_start_ticks(process.pid) or 0,
+            start_ticks=start_ticks(process.pid) or 0,
             rpc_socket=str(Path(rpc_socket).absolute()),
             socket_dir=str(Path(socket_dir).absolute()),
             log_file=str(log_file),
@@ -160,7 +161,10 @@ def _stat_fields(pid: int) -> list[str] | None:
     return text.rpartition(")")[2].split()
 
 
-def _start_ticks(pid: int) -> int | None:
+def start_ticks(pid: int) -> int | None:
+    """When a process began, since boot, which tells it from a later one with its id; None if it
+    has ended.
+    """
     fields = _stat_fields(pid)
     return None if fields is None or fields[0] in "ZX" else int(fields[19])
 

@@ -257,7 +257,7 @@ def _nic(nic: Nic, number: int) -> Sequence[str]:
     network: Properties = {"type": "user", "id": f"net{number}"}
     words = [spelled(network)]
     words += [
-        f"hostfwd=tcp:{forward.host_address}:{forward.host_port}-:{forward.guest_port}"
+        f"hostfwd=tcp:{forward.host_address}:{forward.host_port}-{nic.address}:{forward.guest_port}"
         for forward in nic.forward
     ]
     device: Properties = {

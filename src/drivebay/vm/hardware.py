@@ -77,6 +77,7 @@ class Nic:
 
     mac: str
     forward: Sequence[Forward] = ()
+    address: str = ""  # to which forwards lead; empty: the one that QEMU's DHCP gives
 
 
 @dataclass(frozen=True)

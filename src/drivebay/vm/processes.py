@@ -1,7 +1,7 @@
-"""Starting and ending the programs that a machine needs, with nothing left behind.
+"""Starting and ending the programs that a machine needs.
 
 Context: any. A child gets a session of its own, so that Ctrl-C reaches us alone and we
-end the parts in order; and the kernel ends it when the thread that started it dies.
+end the parts in order.
 """
 
 from __future__ import annotations
@@ -78,17 +78,21 @@ def start(
     *,
     pass_fds: Sequence[int] = (),
     identity: Identity | None = None,
+    outlives_us: bool = False,
 ) -> Child:
-    """Start ``command``; with an identity it has that user, no capabilities and no way back."""
-    drop = []
+    """Start ``command``; with an identity it has that user, no capabilities and no way back.
+
+    Unless it ``outlives_us`` the kernel ends it with the thread that started it.
+    """
+    drop = [] if outlives_us else ["--pdeathsig=TERM"]
     if identity is not None:
         groups = ",".join(str(group) for group in identity.groups)
-        drop = [f"--reuid={identity.uid}", f"--regid={identity.gid}"]
+        drop += [f"--reuid={identity.uid}", f"--regid={identity.gid}"]
         drop += [f"--groups={groups}"] if groups else ["--clear-groups"]
-        drop += ["--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]
+        drop += ["--bounding-set=-all", "--inh-caps=-all"]
     with log.open("ab") as output:
         process = subprocess.Popen(
-            ["setpriv", "--pdeathsig=TERM", *drop, "--", *command],
+            ["setpriv", *drop, "--no-new-privs", "--", *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

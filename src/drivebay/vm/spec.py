@@ -19,6 +19,7 @@ from drivebay.errors import UsageError
 
 __all__ = [
     "BUSES",
+    "DHCP",
     "Boot",
     "CloudInit",
     "DiskSpec",

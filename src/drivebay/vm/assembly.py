@@ -1,0 +1,151 @@
+"""From vm.toml to a machine: which hardware a VM's QEMU gets.
+
+Context: a short-lived process. Everything that QEMU opens goes through a Places: for a start
+those are descriptors (`run.Descriptors`), for a command line to look at, paths.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+from drivebay.vm.firmware import find_uefi
+from drivebay.vm.hardware import (
+    SPARE_PORTS,
+    Disk,
+    Drive,
+    Firmware,
+    Hardware,
+    Listener,
+    Memory,
+    Nic,
+    Start,
+)
+from drivebay.vm.images.store import Images
+from drivebay.vm.placement import Placement
+from drivebay.vm.spec import DHCP, DiskSpec, NetSpec
+from drivebay.vm.store import Vm
+
+__all__ = ["Paths", "Places", "assemble", "vhost_disk"]
+
+_QUEUES_MOST: Final = 16
+_HUGE_KIB: Final = 2048
+_FREE_HUGE_PAGES: Final = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+_RESERVED_HUGE_PAGES: Final = _FREE_HUGE_PAGES.with_name("resv_hugepages")
+
+
+class Places(Protocol):
+    """How QEMU reaches files and sockets."""
+
+    @property
+    def files(self) -> Sequence[tuple[int, int]]: ...
+    def file(self, path: Path, flags: int = os.O_RDONLY) -> str: ...
+    def readable(self, path: Path) -> str: ...
+    def listener(self, path: Path, log: Path | None = None) -> Listener: ...
+
+
+class Paths:
+    """By their paths, as for a QEMU of the same user."""
+
+    files: Sequence[tuple[int, int]] = ()
+
+    def file(self, path: Path, flags: int = os.O_RDONLY) -> str:
+        return str(path)
+
+    def readable(self, path: Path) -> str:
+        return str(path)
+
+    def listener(self, path: Path, log: Path | None = None) -> Listener:
+        return Listener(path, None if log is None else str(log))
+
+
+def assemble(vm: Vm, places: Places, sockets: Mapping[str, Path], placement: Placement) -> Hardware:
+    """Return the machine of a VM; ``sockets`` are the controllers' by the disk's name.
+
+    Raises: NotFound for a firmware or an image that is gone, HostError.
+    """
+    spec = vm.spec
+    disks: list[Disk | Drive] = []
+    for number, disk in enumerate(spec.disks):
+        order = 0 if number == 0 and spec.boot is None else None
+        if disk.bdev is not None:
+            disks.append(vhost_disk(vm, disk, sockets[disk.name], order))
+        else:
+            disks.append(_overlay(vm, disk, places, order))
+    if spec.cloud_init is not None:
+        disks.append(Drive("seed", places.file(vm.seed), read_only=True))
+    firmware = None
+    if spec.firmware == "uefi":
+        code, _ = find_uefi()
+        variables = places.file(vm.firmware_variables, os.O_RDWR)
+        firmware = Firmware(places.file(code), variables)
+    start = None
+    if spec.boot is not None:
+        initrd = spec.boot.initrd
+        start = Start(
+            places.readable(Path(spec.boot.kernel)),
+            None if initrd is None else places.readable(Path(initrd)),
+            spec.boot.append,
+        )
+    memory_kib = spec.memory // 1024
+    monitor = places.listener(vm.monitor_socket)
+    console = places.listener(vm.console_socket, vm.console_log)
+    agent = places.listener(vm.agent_socket)
+    return Hardware(
+        name=spec.name,
+        uuid=spec.uuid,
+        machine=spec.machine,
+        cpus=spec.cpus,
+        memory=Memory(memory_kib, placement.node, _huge_pages_suffice(memory_kib)),
+        monitor=monitor,
+        serials=[("console", console)],
+        agent=agent,
+        disks=disks,
+        nics=[Nic(net.mac, net.forward, _fixed_address(net)) for net in spec.nets],
+        start=start,
+        firmware=firmware,
+        ports=SPARE_PORTS,
+        more=spec.qemu_args,
+        files=places.files,
+    )
+
+
+def vhost_disk(vm: Vm, disk: DiskSpec, socket: Path, boot_order: int | None = None) -> Disk:
+    """A disk of the target, as the machine sees it."""
+    return Disk(
+        socket,
+        queues=min(vm.spec.cpus, _QUEUES_MOST),
+        name=disk.name,
+        bus=vm.spec.bus_of(disk),
+        boot_order=boot_order,
+    )
+
+
+def _overlay(vm: Vm, disk: DiskSpec, places: Places, boot_order: int | None) -> Drive:
+    assert disk.overlay is not None
+    backing = None
+    if vm.spec.image is not None:
+        backing = places.file(Images().get(vm.spec.image).path)
+    return Drive(
+        disk.name,
+        places.file(vm.folder / disk.overlay, os.O_RDWR),
+        "qcow2",
+        backing,
+        bus=vm.spec.bus_of(disk),
+        boot_order=boot_order,
+    )
+
+
+def _fixed_address(net: NetSpec) -> str:
+    return "" if net.address == DHCP else net.address.partition("/")[0]
+
+
+def _huge_pages_suffice(kib: int) -> bool:
+    """Whether the host has so many huge pages that nobody has asked for."""
+    try:
+        free = int(_FREE_HUGE_PAGES.read_text()) - int(_RESERVED_HUGE_PAGES.read_text())
+    except (OSError, ValueError):
+        return False
+    return kib % _HUGE_KIB == 0 and free * _HUGE_KIB >= kib

@@ -1,0 +1,258 @@
+"""A VM's disks in the running target: made, offered on sockets, and who else writes to them.
+
+Context: a short-lived process that reaches the target through rpc.client. Each disk of a VM
+has a controller of its own, vm.NAME.DISK, which stays while the VM has the disk: the target's
+kept configuration brings it back after a restart, and QEMU reconnects.
+
+A disk has one writer, or several that all know of it (``shared``): ext4, XFS and NTFS are
+destroyed by two. So before a VM gets a disk, both the other VMs' vm.toml and the sessions of
+the target's controllers are looked at.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from drivebay.disks.connection import call
+from drivebay.disks.inventory import Inventory, check_name
+from drivebay.disks.plan import Plan
+from drivebay.disks.sizes import format_size
+from drivebay.errors import AlreadyExists, InUse, NotFound, StateError, UsageError
+from drivebay.vm.images.users import bdev_of, bdev_parameters
+
+if TYPE_CHECKING:
+    from drivebay.rpc.client import Client
+    from drivebay.vm.images.store import Image
+    from drivebay.vm.spec import DiskSpec
+    from drivebay.vm.store import Vm
+
+__all__ = [
+    "SHARING_WARNING",
+    "check_writers",
+    "controller_name",
+    "ensure_controller",
+    "plan_clone_of_image",
+    "plan_empty_disk",
+    "remove_controller",
+]
+
+SHARING_WARNING: Final = (
+    "ext4, XFS and NTFS are destroyed when two machines write to one disk: share it only with a "
+    "cluster file system (OCFS2, GFS2), or read-only"
+)
+
+_MIB: Final = 1 << 20
+
+
+def controller_name(vm: str, disk: str) -> str:
+    """The name of a disk's controller, and of its socket."""
+    return f"vm.{vm}.{disk}"
+
+
+# ---- making disks -------------------------------------------------------------------------------
+
+
+def plan_clone_of_image(
+    plan: Plan,
+    client: Client,
+    inventory: Inventory,
+    image: Image,
+    pool: str,
+    name: str,
+    size: int | None,
+) -> None:
+    """A volume that begins as an image, which it reads what it has not written itself from.
+
+    Raises: UsageError when ``size`` is smaller than the image; AlreadyExists.
+    """
+    if size is not None and size < image.size:
+        raise UsageError(
+            f"the image '{image.name}' needs {format_size(image.size)}, and a disk of "
+            f"{format_size(size)} is smaller",
+            hint=f"--disk {format_size(image.size).replace(' ', '').replace('iB', '')}, or more",
+        )
+    _check_free(inventory, pool, name)
+    if bdev_of(image, inventory) is None:
+        plan.add(
+            f"open the image '{image.name}', read-only",
+            lambda: call(client, "bdev_aio_create", bdev_parameters(image)),
+            lambda: call(client, "bdev_aio_delete", {"name": image.bdev}),
+        )
+    plan.add(
+        f"make the disk '{name}' in pool '{pool}', a clone of the image '{image.name}'",
+        lambda: call(
+            client,
+            "bdev_lvol_clone_bdev",
+            {"bdev": image.uuid, "lvs_name": pool, "clone_name": name},
+        ),
+        lambda: call(client, "bdev_lvol_delete", {"name": f"{pool}/{name}"}),
+    )
+    if size is not None and size > image.size:
+        plan.add(
+            f"make it {format_size(size)} long",
+            lambda: call(
+                client,
+                "bdev_lvol_resize",
+                {"name": f"{pool}/{name}", "size_in_mib": -(-size // _MIB)},
+            ),
+        )
+
+
+def plan_empty_disk(
+    plan: Plan, client: Client, inventory: Inventory, pool: str, name: str, size: int
+) -> None:
+    """A thin volume. Raises: AlreadyExists, UsageError."""
+    _check_free(inventory, pool, name)
+    if size < _MIB:
+        raise UsageError(f"a disk of {size} bytes is too small: at least 1 MiB")
+    plan.add(
+        f"make the disk '{name}' of {format_size(size)} in pool '{pool}'",
+        lambda: call(
+            client,
+            "bdev_lvol_create",
+            {
+                "lvol_name": name,
+                "size_in_mib": -(-size // _MIB),
+                "thin_provision": True,
+                "lvs_name": pool,
+            },
+        ),
+        lambda: call(client, "bdev_lvol_delete", {"name": f"{pool}/{name}"}),
+    )
+
+
+def _check_free(inventory: Inventory, pool: str, name: str) -> None:
+    check_name(name, "disk")
+    if any(disk.pool == pool and disk.name == name for disk in inventory.volumes):
+        raise AlreadyExists(
+            f"there is a disk '{name}' in pool '{pool}' already",
+            hint=f"drivebay disk info {pool}/{name}",
+        )
+
+
+# ---- who writes ---------------------------------------------------------------------------------
+
+
+def check_writers(vm: str, disk: DiskSpec, inventory: Inventory, others: Sequence[Vm]) -> None:
+    """Refuse a disk that somebody else has, unless all who have it say ``shared``.
+
+    ``others`` are all VMs beside ``vm``. Raises: InUse, naming the holder; NotFound.
+    """
+    assert disk.bdev is not None
+    there = inventory.disk(disk.bdev)
+    if there.snapshot:
+        raise UsageError(
+            f"'{disk.bdev}' is a snapshot, which nobody may write to",
+            hint=f"drivebay disk clone {there.reference} NEW, and use that",
+        )
+    ours = controller_name(vm, disk.name)
+    for other in others:
+        for theirs in other.spec.disks:
+            if theirs.bdev is None or not _same(inventory, theirs.bdev, there.bdev):
+                continue
+            if not (disk.shared and theirs.shared):
+                raise InUse(
+                    f"disk '{disk.bdev}' belongs to VM '{other.name}' (its disk "
+                    f"'{theirs.name}'): two writers destroy a file system",
+                    hint=f"drivebay disk clone {there.reference} NEW makes one of its own; or "
+                    f"set 'shared = true' for it in the vm.toml of both VMs",
+                )
+    known = {ours} | {
+        controller_name(other.name, theirs.name) for other in others for theirs in other.spec.disks
+    }
+    for use in there.uses:
+        if use.sessions and use.controller not in known and not disk.shared:
+            raise InUse(
+                f"disk '{disk.bdev}' is in use: controller '{use.controller}' has "
+                f"{use.sessions} connected session{'s' * (use.sessions > 1)}",
+                hint="disconnect that one first; or, if it may write at the same time, say so: "
+                "'shared = true' (--disk bdev=…,shared)",
+            )
+
+
+def _same(inventory: Inventory, name: str, bdev: str) -> bool:
+    try:
+        return inventory.disk(name).bdev == bdev
+    except (NotFound, UsageError):
+        return False
+
+
+# ---- controllers --------------------------------------------------------------------------------
+
+
+def ensure_controller(
+    client: Client,
+    vm: str,
+    disk: DiskSpec,
+    inventory: Inventory,
+    uid: int | None,
+    cpumask: str | None = None,
+) -> Path:
+    """Offer a disk on its socket, which ``uid`` may use; return the socket's path.
+
+    One that is there already, and is as it should be, stays. Raises: InUse, StateError.
+    """
+    assert disk.bdev is not None
+    name = controller_name(vm, disk.name)
+    bdev = inventory.disk(disk.bdev).bdev
+    shown = _controller(client, name)
+    if shown is not None and not _fits(shown, bdev, uid):
+        if shown["sessions"]:
+            raise InUse(
+                f"controller '{name}' is in use, and shows another disk than VM '{vm}' has now",
+                hint=f'drivebay rpc vhost_delete_controller \'{{"ctrlr": "{name}"}}\'',
+            )
+        call(client, "vhost_delete_controller", {"ctrlr": name})
+        shown = None
+    if shown is None:
+        wanted: dict[str, Any] = {"ctrlr": name, "dev_name": bdev, "serial": disk.name}
+        if uid is not None:
+            wanted["socket_uid"] = uid
+        if cpumask is not None:
+            wanted["cpumask"] = cpumask
+        call(client, "vhost_create_blk_controller", wanted)
+        shown = _controller(client, name)
+        assert shown is not None
+    socket = Path(shown["socket"])
+    if uid is not None:
+        _check_way(socket, uid)
+    return socket
+
+
+def remove_controller(client: Client, vm: str, disk: str, *, force: bool = False) -> None:
+    """Take a disk's socket away, if there is one. Raises: RpcRefused while a VM uses it."""
+    name = controller_name(vm, disk)
+    if _controller(client, name) is not None:
+        call(client, "vhost_delete_controller", {"ctrlr": name, "force": force})
+
+
+def _controller(client: Client, name: str) -> dict[str, Any] | None:
+    shown = call(client, "vhost_get_controllers")
+    return next((entry for entry in shown if entry["ctrlr"] == name), None)
+
+
+def _fits(shown: dict[str, Any], bdev: str, uid: int | None) -> bool:
+    if shown["backend_specific"].get("block", {}).get("bdev") != bdev:
+        return False
+    try:
+        owner = Path(shown["socket"]).stat().st_uid
+    except OSError:
+        return False
+    return uid is None or owner == uid
+
+
+def _check_way(socket: Path, uid: int) -> None:
+    """QEMU reconnects by the path, as its own user. Raises: StateError."""
+    for folder in socket.parents:
+        status = folder.stat()
+        if status.st_uid != uid and not status.st_mode & 0o001:
+            raise StateError(
+                f"QEMU runs as user {uid}, who may not pass through the folder '{folder}' to the "
+                f"socket '{socket.name}'",
+                hint=f"chmod o+x {folder}; or start the target with -S in another folder"
+                if os.access(folder, os.W_OK)
+                else "start the target with -S in another folder",
+            )

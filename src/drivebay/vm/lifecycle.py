@@ -1,0 +1,235 @@
+"""A VM from its vm.toml to a running QEMU and back, in the order in which things need each other.
+
+Context: a short-lived process. Everything is checked before anything is made; the disks' sockets
+come first (QEMU connects while it starts), then the seed, then QEMU.
+
+    lock ─► QEMU there and able? ─► image unchanged? ─► target (started if need be) ─►
+    writers? ─► sockets ─► seed ─► QEMU ─► vCPUs to their cores
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from drivebay.disks.connection import call
+from drivebay.disks.inventory import Inventory, read_inventory
+from drivebay.disks.starting import connect_or_start
+from drivebay.errors import DrivebayError, HostError, InUse, NotFound, UsageError
+from drivebay.vm import placement as places
+from drivebay.vm import run
+from drivebay.vm.assembly import assemble
+from drivebay.vm.disks import check_writers, ensure_controller
+from drivebay.vm.images.store import Images
+from drivebay.vm.kvm import choose_accelerator
+from drivebay.vm.processes import Identity, unprivileged
+from drivebay.vm.qemu import Qemu, find_qemu
+from drivebay.vm.store import Vm, Vms
+
+if TYPE_CHECKING:
+    from drivebay.rpc.client import Client
+
+__all__ = ["POWER_OFF_SECONDS", "Started", "start", "stop", "write_seed"]
+
+POWER_OFF_SECONDS: Final = 90.0
+_PRESS_EVERY_S: Final = 15.0
+
+
+@dataclass(frozen=True)
+class Started:
+    """A VM that was started, and how long that took."""
+
+    running: run.Running
+    seconds: float
+
+
+def start(vms: Vms, name: str, socket: str | None = None) -> Started:
+    """Start a VM. Raises: InUse, NotFound, UsageError, StateError, HostError, Unreachable."""
+    began = time.monotonic()
+    with vms.locked(name):
+        vm = vms.load(name)
+        if run.running(vm) is not None:
+            raise InUse(f"VM '{name}' runs already", hint=f"drivebay vm info {name}")
+        qemu = find_qemu(vm.spec.qemu)
+        _check_able(vm, qemu)
+        check_image(vm)
+        accelerator = choose_accelerator()
+        identity = unprivileged(Path("/dev/kvm") if accelerator.name == "kvm" else None)
+        sockets, placement = _prepare_disks(vms, vm, identity, socket)
+        write_seed(vm)
+        with ExitStack() as stack:
+            _turn_over(vm.console_log)
+            descriptors = run.Descriptors(vm, identity, stack)
+            hardware = assemble(vm, descriptors, sockets, placement)
+            found = run.launch(vm, qemu, accelerator, hardware, descriptors.inherited, identity)
+        _pin(vm, placement)
+    return Started(found, time.monotonic() - began)
+
+
+def stop(
+    vms: Vms, name: str, *, force: bool = False, timeout_s: float = POWER_OFF_SECONDS
+) -> str | None:
+    """Ask a VM to switch itself off, and end it by force when it does not in time.
+
+    Returns: how it ended, 'off' or 'by force'; None when it was not running.
+    Raises: HostError, StateError when QEMU cannot be ended.
+    """
+    vm = vms.load(name)
+    with vms.locked(name):
+        found = run.running(vm)
+        if found is None:
+            return None
+        if not force and _switched_off(vm, found, timeout_s):
+            return "off"
+        run.end_by_force(vm, found)
+        return "by force"
+
+
+def _switched_off(vm: Vm, found: run.Running, timeout_s: float) -> bool:
+    """Press the button more than once: a guest that still starts does not listen to the first."""
+    deadline = time.monotonic() + timeout_s
+    while (left := deadline - time.monotonic()) > 0:
+        try:
+            run.press_power_button(vm)
+        except DrivebayError:
+            return run.wait_for_end(found, 0)  # a monitor that is silent: no guest will hear of it
+        if run.wait_for_end(found, min(left, _PRESS_EVERY_S)):
+            return True
+    return False
+
+
+# ---- the steps of a start -----------------------------------------------------------------------
+
+
+def _check_able(vm: Vm, qemu: Qemu) -> None:
+    """Raises: NotFound for what this QEMU lacks; UsageError for a machine that it does not know."""
+    spec = vm.spec
+    what = f"VM '{vm.name}'"
+    qemu.require("memfd", what)
+    if spec.nets:
+        qemu.require("user-net", f"{what} with --net user")
+    for disk in spec.disks:
+        bus = spec.bus_of(disk)
+        if disk.bdev is not None and bus == "virtio":
+            qemu.require("vhost-user-blk", what)
+        elif disk.bdev is not None:
+            qemu.require("vhost-user-block-driver", f"{what} with --bus {bus}")
+        if bus in ("nvme", "scsi"):
+            qemu.require(bus, f"{what} with --bus {bus}")
+        elif bus == "sata":
+            qemu.require("ahci", f"{what} with --bus sata")
+    if spec.machine not in qemu.machines:
+        raise UsageError(
+            f"{what} was made as a '{spec.machine}', which '{qemu.path}' (QEMU "
+            f"{qemu.spelled_version}) does not know",
+            hint=f"start it with the QEMU that made it (drivebay vm set {vm.name} --qemu PATH); or "
+            f"drivebay vm set {vm.name} --machine {qemu.machine}, which changes its hardware",
+        )
+
+
+def check_image(vm: Vm) -> None:
+    """Raises: StateError when the image below the VM's disks was changed; NotFound."""
+    spec = vm.spec
+    if spec.image is None or not any(disk.made for disk in spec.disks):
+        return
+    try:
+        image = Images().get(spec.image)
+    except NotFound as error:
+        if any(disk.overlay is not None for disk in spec.disks):
+            raise NotFound(
+                f"the image '{spec.image}' of VM '{vm.name}' is gone, and its disk is an overlay "
+                "on it",
+                hint="import it again under the same name, with the same content",
+            ) from error
+        return  # the target knows better whether a volume still needs it
+    image.check_unchanged()
+
+
+def _prepare_disks(
+    vms: Vms, vm: Vm, identity: Identity | None, socket: str | None
+) -> tuple[dict[str, Path], places.Placement]:
+    served = [disk for disk in vm.spec.disks if disk.bdev is not None]
+    if not served:
+        return {}, places.Placement()
+    with connect_or_start(socket) as client:
+        inventory = read_inventory(client)
+        others = vms.others(vm.name)
+        for disk in served:
+            check_writers(vm.name, disk, inventory, others)
+        placement = _place(client, inventory, vm)
+        uid = None if identity is None else identity.uid
+        return {
+            disk.name: ensure_controller(
+                client, vm.name, disk, inventory, uid, placement.controller_mask
+            )
+            for disk in served
+        }, placement
+
+
+def _place(client: Client, inventory: Inventory, vm: Vm) -> places.Placement:
+    reactors: list[dict[str, Any]] = call(client, "framework_get_reactors")["reactors"]
+    cores = {int(reactor["lcore"]) for reactor in reactors}
+    node = None
+    first = vm.spec.disks[0]
+    if first.bdev is not None:
+        place = _place_below(inventory, first.bdev)
+        if place is not None:
+            with contextlib.suppress(OSError):
+                node = places.node_of(Path(place))
+    return places.choose(places.read_host(), node, cores, vm.spec.cpus)
+
+
+def _place_below(inventory: Inventory, name: str) -> str | None:
+    """The file or device on which a disk lies."""
+    disk = inventory.disk(name)
+    if disk.pool is not None:
+        return inventory.pool(disk.pool).place
+    return disk.place
+
+
+def write_seed(vm: Vm) -> None:
+    """Write cloud-init's disk anew. Raises: UsageError, HostError."""
+    spec = vm.spec
+    if spec.cloud_init is None:
+        return
+    from drivebay.vm.seed import seed_iso
+    from drivebay.vm.ssh import read_keys
+
+    keys = read_keys(vm.keys)
+    user_data = None
+    if spec.cloud_init.user_data is not None:
+        path = vm.folder / spec.cloud_init.user_data
+        try:
+            user_data = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise HostError(
+                f"can't read '{path}', the user-data of VM '{vm.name}'",
+                getattr(error, "errno", None) or 0,
+                path=str(path),
+            ) from error
+    data = seed_iso(spec, keys.login, keys.host, user_data)
+    fresh = vm.seed.with_suffix(".new")
+    try:
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+        fresh.replace(vm.seed)
+    except OSError as error:
+        raise HostError(f"can't write '{vm.seed}'", error.errno or 0, path=str(vm.seed)) from error
+
+
+def _turn_over(log: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        log.replace(log.with_name(f"{log.name}.1"))
+
+
+def _pin(vm: Vm, placement: places.Placement) -> None:
+    if placement.vcpu_cores:
+        with run.monitor(vm) as qmp:
+            threads = [int(entry["thread-id"]) for entry in qmp.call("query-cpus-fast")]
+        places.pin(threads, placement)

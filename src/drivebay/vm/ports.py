@@ -1,0 +1,65 @@
+"""Ports of this host that lead into VMs: which are taken, and which is free.
+
+Context: a short-lived process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from drivebay.errors import InUse, StateError
+from drivebay.vm.spec import Forward
+from drivebay.vm.store import Vm
+
+__all__ = ["check_free", "free_forward"]
+
+_FIRST: Final = 2222
+_LAST: Final = 2222 + 4096
+
+
+def free_forward(others: Iterable[Vm], guest_port: int) -> Forward:
+    """A forward from a port that neither a VM nor a program has. Raises: StateError."""
+    taken = {port for port, _ in _taken(others)}
+    for port in range(_FIRST, _LAST):
+        if port not in taken and _opens("127.0.0.1", port):
+            return Forward(port, guest_port)
+    raise StateError(
+        f"no port from {_FIRST} to {_LAST - 1} is free", hint="name one: --forward HOSTPORT:22"
+    )
+
+
+def check_free(forwards: Iterable[Forward], others: Sequence[Vm]) -> None:
+    """Refuse a forward whose port another VM has, or twice the same. Raises: InUse."""
+    taken = dict(_taken(others))
+    seen: set[int] = set()
+    for forward in forwards:
+        if forward.host_port in taken:
+            raise InUse(
+                f"port {forward.host_port} leads to VM '{taken[forward.host_port]}' already",
+                hint="choose another, such as "
+                f"--forward {free_forward(others, forward.guest_port).host_port}:"
+                f"{forward.guest_port}",
+            )
+        if forward.host_port in seen:
+            raise InUse(f"port {forward.host_port} is forwarded twice")
+        seen.add(forward.host_port)
+
+
+def _taken(others: Iterable[Vm]) -> list[tuple[int, str]]:
+    return [
+        (forward.host_port, other.name)
+        for other in others
+        for net in other.spec.nets
+        for forward in net.forward
+    ]
+
+
+def _opens(address: str, port: int) -> bool:
+    with contextlib.suppress(OSError), socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((address, port))
+        return True
+    return False

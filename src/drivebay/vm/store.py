@@ -1,0 +1,212 @@
+"""The folders of the VMs: found, made at once or not at all, changed by one at a time.
+
+Context: a short-lived process. Layout: docs/vms.md. What a VM is is written in its vm.toml
+alone; nothing is remembered elsewhere, so a folder that a person copies or removes is a VM
+more or less.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from drivebay.disks.places import data_folder
+from drivebay.errors import AlreadyExists, DrivebayError, HostError, InUse, NotFound
+from drivebay.vm.spec import VmSpec, check_vm_name, read_spec, write_spec
+
+__all__ = ["Vm", "Vms"]
+
+_SPEC: Final = "vm.toml"
+_NEW: Final = ".new-"
+
+
+@dataclass(frozen=True)
+class Vm:
+    """One VM as its folder tells it; ``text`` is vm.toml's, from which ``spec`` was read."""
+
+    folder: Path
+    spec: VmSpec
+    text: str
+
+    @property
+    def name(self) -> str:
+        return self.spec.name
+
+    @property
+    def keys(self) -> Path:
+        return self.folder / "keys"
+
+    @property
+    def seed(self) -> Path:
+        return self.folder / "seed.iso"
+
+    @property
+    def firmware_variables(self) -> Path:
+        return self.folder / "vars.fd"
+
+    @property
+    def monitor_socket(self) -> Path:
+        return self.folder / "monitor.sock"
+
+    @property
+    def console_socket(self) -> Path:
+        return self.folder / "console.sock"
+
+    @property
+    def agent_socket(self) -> Path:
+        return self.folder / "agent.sock"
+
+    @property
+    def console_log(self) -> Path:
+        return self.folder / "console.log"
+
+    @property
+    def qemu_log(self) -> Path:
+        return self.folder / "qemu.log"
+
+    @property
+    def running_file(self) -> Path:
+        return self.folder / "running.json"
+
+
+class Vms:
+    """All VMs of this user, in ``folder``."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = data_folder() / "vms" if folder is None else folder
+
+    def names(self) -> list[str]:
+        """The VMs' names, sorted."""
+        try:
+            found = [path.parent.name for path in self.folder.glob(f"*/{_SPEC}")]
+        except OSError as error:
+            raise _refusal("can't look into", self.folder, error) from error
+        return sorted(name for name in found if not name.startswith("."))
+
+    def load(self, name: str) -> Vm:
+        """Read one. Raises: NotFound; UsageError when its vm.toml is wrong; HostError."""
+        check_vm_name(name)
+        path = self.folder / name / _SPEC
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (FileNotFoundError, NotADirectoryError):
+            raise NotFound(f"there is no VM '{name}'", hint="drivebay vm list") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise _refusal("can't read", path, error) from error
+        try:
+            return Vm(self.folder / name, read_spec(name, text), text)
+        except DrivebayError as error:
+            error.hint = error.hint or f"mend it: {path}"
+            raise
+
+    def all(self) -> list[Vm]:
+        """Read all. Raises: as `load`, for the first that is wrong."""
+        return [self.load(name) for name in self.names()]
+
+    def others(self, name: str) -> list[Vm]:
+        """Those beside ``name`` whose vm.toml can be read: one that is broken blocks no other."""
+        found = []
+        for other in self.names():
+            with contextlib.suppress(DrivebayError):
+                if other != name:
+                    found.append(self.load(other))
+        return found
+
+    @contextlib.contextmanager
+    def locked(self, name: str) -> Iterator[None]:
+        """Keep all other changes of this VM away. Raises: InUse when one goes on."""
+        check_vm_name(name)
+        self._make_folder()
+        path = self.folder / f".lock-{name}"
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise _refusal("can't lock", path, error) from error
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InUse(
+                    f"another command changes, starts or stops VM '{name}' right now",
+                    hint="try again when it is done",
+                ) from None
+            yield
+        finally:
+            os.close(descriptor)
+
+    def check_free(self, name: str) -> None:
+        """Raises: UsageError, AlreadyExists."""
+        check_vm_name(name)
+        if os.path.lexists(self.folder / name):
+            raise AlreadyExists(f"there is a VM '{name}' already", hint=f"drivebay vm info {name}")
+
+    def create(self, spec: VmSpec, fill: Callable[[Vm], None]) -> Vm:
+        """Make a VM's folder; ``fill`` adds what else belongs into it.
+
+        Raises: AlreadyExists, HostError, what ``fill`` raises; nothing is left then.
+        """
+        self.check_free(spec.name)
+        self._make_folder()
+        fresh = Path(tempfile.mkdtemp(prefix=_NEW, dir=self.folder))
+        try:
+            text = write_spec(spec)
+            _write(fresh / _SPEC, text)
+            fill(Vm(fresh, spec, text))
+            try:
+                fresh.rename(self.folder / spec.name)
+            except OSError as error:
+                raise _refusal("can't make", self.folder / spec.name, error) from error
+        except BaseException:
+            shutil.rmtree(fresh, ignore_errors=True)
+            raise
+        return Vm(self.folder / spec.name, spec, text)
+
+    def save(self, vm: Vm, spec: VmSpec) -> Vm:
+        """Write a changed vm.toml, whose comments stay. Raises: HostError."""
+        text = write_spec(spec, vm.text)
+        read_spec(spec.name, text)  # what we write, we can read
+        _write(vm.folder / _SPEC, text)
+        return Vm(vm.folder, spec, text)
+
+    def delete(self, vm: Vm) -> None:
+        """Remove a VM's folder and all that is in it. Raises: HostError."""
+        gone = self.folder / f"{_NEW}{vm.name}-deleted-{os.getpid()}"
+        try:
+            vm.folder.rename(gone)  # at once, so that no half of it is ever listed
+            shutil.rmtree(gone)
+            (self.folder / f".lock-{vm.name}").unlink(missing_ok=True)
+        except OSError as error:
+            raise _refusal("can't remove", vm.folder, error) from error
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise _refusal("can't make", self.folder, error) from error
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, at once."""
+    fresh = path.with_name(f".{path.name}.new")
+    try:
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(descriptor)
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise _refusal("can't write", path, error) from error
+
+
+def _refusal(what: str, path: Path, error: Exception) -> HostError:
+    code = getattr(error, "errno", None) or 0
+    return HostError(f"{what} '{path}'", code, path=str(path), hint=f"ls -ld {path.parent}")
