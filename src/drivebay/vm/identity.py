@@ -22,6 +22,7 @@ from drivebay.errors import HostError
 from drivebay.vm.spec import NetSpec, VmSpec
 
 __all__ = [
+    "NEW_MACHINE_ID",
     "Origin",
     "free_mac",
     "host_machine_id",
@@ -34,6 +35,15 @@ __all__ = [
 QEMU_PREFIX: Final = "52:54:00"
 _MACHINE_ID = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _MACHINE_ID_FILE: Final = Path("/etc/machine-id")
+
+# The guest's part, for its root's shell. Programs read the file whenever they need it, so what
+# starts later sees the new id. On the first start of an image without an id the file is a
+# read-only mount that systemd itself has just made: nothing to do then.
+NEW_MACHINE_ID: Final = (
+    "mountpoint -q /etc/machine-id && exit 0; "
+    "rm -f /var/lib/dbus/machine-id; : > /etc/machine-id && systemd-machine-id-setup; "
+    "ln -sf /etc/machine-id /var/lib/dbus/machine-id 2>/dev/null; exit 0"
+)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from email.message import EmailMessage
 from typing import Any, Final
 
 from drivebay.errors import UsageError
+from drivebay.vm.identity import NEW_MACHINE_ID
 from drivebay.vm.spec import DHCP, CloudInit, NetSpec, VmSpec
 
 __all__ = ["HostKey", "check_cloud_init", "check_net", "seed_iso"]
@@ -42,15 +43,6 @@ _PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9+.:_=~^@/-]{0,199}", re.ASCII)
 _PASSWORD_HASH = re.compile(r"\$[0-9a-z]{1,8}\$[A-Za-z0-9./$=,-]{8,200}", re.ASCII)
 _SSH_KEY = re.compile(r"[a-z0-9@.-]{4,60} [A-Za-z0-9+/]{16,8192}={0,2}( .*)?", re.ASCII)
 _INSTANCE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
-
-# Programs read the file whenever they need it, so what starts later sees the new id. On the
-# first start of an image without an id the file is a read-only mount that systemd itself has
-# just made: nothing to do then.
-_NEW_MACHINE_ID: Final = (
-    "mountpoint -q /etc/machine-id && exit 0; "
-    "rm -f /var/lib/dbus/machine-id; : > /etc/machine-id && systemd-machine-id-setup; "
-    "ln -sf /etc/machine-id /var/lib/dbus/machine-id 2>/dev/null; exit 0"
-)
 
 
 @dataclass(frozen=True)
@@ -137,7 +129,7 @@ def _cloud_config(
         },
         "manage_etc_hosts": True,
         "bootcmd": [
-            ["cloud-init-per", "instance", "drivebay-machine-id", "sh", "-c", _NEW_MACHINE_ID]
+            ["cloud-init-per", "instance", "drivebay-machine-id", "sh", "-c", NEW_MACHINE_ID]
         ],
         "updates": {"network": {"when": ["boot-new-instance", "boot"]}},
     }
