@@ -35,6 +35,7 @@ COMMANDS = {
     "pool": Command("drivebay.cli.pool", "where disks live: in files and on partitions"),
     "disk": Command("drivebay.cli.disk", "make, show and change disks"),
     "image": Command("drivebay.cli.image", "import, download, build and show disk images"),
+    "vm": Command("drivebay.cli.vm", "make, start and change virtual machines"),
     "rpc": Command("drivebay.cli.rpc", "call any method of a running target"),
     "bench": Command("drivebay.cli.bench", "put load on any vhost-user-blk socket, and verify"),
     "demo": Command("drivebay.cli.demo", "boot a virtual machine on a disk of ours"),

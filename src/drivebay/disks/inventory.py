@@ -148,6 +148,10 @@ class Inventory:
             return found[0]
         raise NotFound(f"there is no disk '{name[:80]}'", hint="drivebay disk list")
 
+    def has(self, pool: str | None, name: str) -> bool:
+        """Whether that pool has a volume of that name."""
+        return (pool, name) in self._by_name
+
     def is_taken(self, name: str) -> bool:
         """Whether a disk, pool's base or snapshot has that name."""
         return any(name in (disk.name, disk.bdev, *disk.aliases) for disk in self.volumes)

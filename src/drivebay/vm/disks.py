@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from drivebay.disks.connection import call
-from drivebay.disks.inventory import Inventory, check_name
+from drivebay.disks.inventory import Disk, Inventory, check_name
 from drivebay.disks.plan import Plan
 from drivebay.disks.sizes import format_size
 from drivebay.errors import AlreadyExists, InUse, NotFound, StateError, UsageError
@@ -35,6 +35,7 @@ __all__ = [
     "controller_name",
     "ensure_controller",
     "plan_clone_of_image",
+    "plan_deletion",
     "plan_empty_disk",
     "remove_controller",
 ]
@@ -131,6 +132,46 @@ def _check_free(inventory: Inventory, pool: str, name: str) -> None:
             f"there is a disk '{name}' in pool '{pool}' already",
             hint=f"drivebay disk info {pool}/{name}",
         )
+
+
+def plan_deletion(plan: Plan, client: Client, inventory: Inventory, disk: DiskSpec) -> None:
+    """Delete a disk that was made for a VM, and the snapshots that nothing else needs then.
+
+    A snapshot from which a clone reads stays, and goes with the last of its clones.
+    """
+    assert disk.bdev is not None
+    try:
+        volume = inventory.disk(disk.bdev)
+    except NotFound:
+        return  # somebody was quicker, which is what is wished
+    if volume.claimed:
+        raise InUse(
+            f"another bdev stands on the disk '{disk.bdev}'",
+            hint="drivebay rpc bdev_get_bdevs tells which; delete that first, or --keep-disks",
+        )
+    gone = {volume.name}
+    doomed = [volume]
+    below = sorted(
+        {*inventory.snapshots_of(volume), *inventory.chain(volume)},
+        key=lambda one: len(list(inventory.chain(one))),
+        reverse=True,
+    )
+    for snapshot in below:
+        owner = snapshot.name.partition("@")[0]
+        lives = owner not in gone and inventory.has(snapshot.pool, owner)
+        if not lives and all(child.name in gone for child in inventory.children(snapshot)):
+            gone.add(snapshot.name)
+            doomed.append(snapshot)
+    for each in doomed:
+        _plan_delete(plan, client, each)
+
+
+def _plan_delete(plan: Plan, client: Client, volume: Disk) -> None:
+    what = "snapshot" if volume.snapshot else "disk"
+    plan.add(
+        f"delete the {what} '{volume.name}' in pool '{volume.pool}'",
+        lambda: call(client, "bdev_lvol_delete", {"name": volume.reference}),
+    )
 
 
 # ---- who writes ---------------------------------------------------------------------------------

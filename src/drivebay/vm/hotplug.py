@@ -22,7 +22,7 @@ LETTING_GO_SECONDS: Final = 20.0
 
 
 def plug(vm: Vm, qemu: Qemu, disk: Disk) -> None:
-    """Add a disk to a running VM. Raises: UsageError, StateError, QmpRefused; then nothing stays."""
+    """Add a disk to a running VM, or nothing. Raises: UsageError, StateError, QmpRefused."""
     if disk.bus == "sata":
         raise UsageError(
             "QEMU adds no SATA disk to a running machine",

@@ -1,0 +1,250 @@
+"""`drivebay vm …`: virtual machines, each a folder with a vm.toml that a person can edit.
+
+Context: a short-lived process. What makes VMs is in vm_create, what shows them in vm_show, what
+changes them in vm_change, what goes into them (ssh, console, files) in vm_access.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+from typing import TYPE_CHECKING
+
+from drivebay.cli.arguments import Parser, add_json_option, add_socket_option, parse_size
+from drivebay.cli.output import DONE, print_json
+from drivebay.cli.steps import add_change_options
+from drivebay.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["build_parser", "main"]
+
+_EPILOG = """\
+examples:
+  drivebay vm create                               a Debian VM, made ready to log in
+  drivebay vm create web --image debian --disk 20G --start
+  drivebay vm ssh web
+  drivebay vm create db --image debian --disk pool=fast,size=40G --disk bdev=default/data
+  drivebay vm stop web
+  drivebay vm delete web
+
+A VM is a folder: 'drivebay vm info NAME' says where. Edit its vm.toml as you like; what you
+change takes effect at the next start.
+"""
+
+# The module and the function of a subcommand.
+_RUN = {
+    "create": ("vm_create", "create"),
+    "set": ("vm_change", "change"),
+    "attach": ("vm_change", "attach"),
+    "detach": ("vm_change", "detach"),
+    "delete": ("vm_change", "delete"),
+    "list": ("vm_show", "show_all"),
+    "info": ("vm_show", "info"),
+    "qemu-command": ("vm_show", "qemu_command"),
+    "libvirt-xml": ("vm_show", "libvirt_xml"),
+}
+_BUSES = ("virtio", "scsi", "nvme", "sata")
+
+
+def main(arguments: list[str]) -> int:
+    """Run one of the subcommands."""
+    found = build_parser().parse_args(arguments)
+    if found.subcommand in ("start", "stop", "restart"):
+        return _switch(found)
+    module, function = _RUN[found.subcommand]
+    run: Callable[[argparse.Namespace], int] = getattr(
+        importlib.import_module(f"drivebay.cli.{module}"), function
+    )
+    return run(found)
+
+
+# ---- on and off ---------------------------------------------------------------------------------
+
+
+def _switch(found: argparse.Namespace) -> int:
+    from drivebay.vm.lifecycle import stop
+    from drivebay.vm.store import Vms
+
+    vms = Vms()
+    if found.subcommand != "start":
+        how = stop(vms, found.name, force=found.force, timeout_s=found.timeout)
+        if found.subcommand == "stop":
+            said = {
+                "off": "is off",
+                "by force": "was ended by force: for its guest that was a power cut",
+                None: "was not running",
+            }[how]
+            if found.json:
+                print_json({"name": found.name, "ended": how})
+            else:
+                print(f"VM '{found.name}' {said}")
+            return DONE
+    return start_and_say(found)
+
+
+def start_and_say(found: argparse.Namespace) -> int:
+    """Start VM ``found.name``, wait if that is wished, and say how to get in."""
+    from drivebay.vm.lifecycle import start
+    from drivebay.vm.store import Vms
+
+    vms = Vms()
+    started = start(vms, found.name, found.socket)
+    if found.json:
+        print_json(
+            {
+                "name": found.name,
+                "pid": started.running.pid,
+                "accelerator": started.running.accelerator,
+                "seconds": round(started.seconds, 3),
+            }
+        )
+    else:
+        from drivebay.vm.kvm import choose_accelerator
+
+        accelerator = choose_accelerator()
+        print(f"VM '{found.name}' runs ({accelerator.name}: {accelerator.reason})", flush=True)
+        vm = vms.load(found.name)
+        print(f"  console  drivebay vm console {found.name}")
+        if vm.spec.nets:
+            print(f"  log in   drivebay vm ssh {found.name}")
+    if found.wait:
+        access = importlib.import_module("drivebay.cli.vm_access")
+        access.wait_until_ready(vms.load(found.name))
+    return DONE
+
+
+# ---- the parser ---------------------------------------------------------------------------------
+
+
+def build_parser() -> Parser:
+    """Return the parser of this command."""
+    parser = Parser("drivebay vm", description="Virtual machines on disks of ours.", epilog=_EPILOG)
+    commands = parser.add_subparsers(dest="subcommand", required=True, metavar="COMMAND")
+
+    def add(
+        name: str, text: str, *, asks: bool = False, changes: bool = False, named: bool = True
+    ) -> Parser:
+        command: Parser = commands.add_parser(name, help=text)
+        if named:
+            command.add_argument("name", metavar="NAME", help="the VM")
+        if changes:
+            add_change_options(command, asks=asks)
+        add_socket_option(command)
+        add_json_option(command)
+        return command
+
+    create = add("create", "make a VM", changes=True, named=False)
+    create.add_argument("name", metavar="NAME", nargs="?", help="its name (default: its image's)")
+    _add_create(create)
+    _add_machine(create)
+    change = add("set", "change a VM; it takes effect at its next start", changes=True)
+    _add_machine(change)
+    change.add_argument("--machine", metavar="TYPE", help="QEMU's machine type, such as pc-q35-9.2")
+    start = add("start", "start a VM")
+    _add_wait(start)
+    for name, text in (("stop", "switch a VM off"), ("restart", "switch it off, and start it")):
+        stop = add(name, text)
+        stop.add_argument("--force", action="store_true", help="as if the plug were pulled")
+        stop.add_argument(
+            "--timeout",
+            metavar="SECONDS",
+            type=_seconds,
+            default=90.0,
+            help="how long the guest has to switch itself off (default: %(default)g)",
+        )
+        if name == "restart":
+            _add_wait(stop)
+    listing = add("list", "show all VMs", named=False)
+    listing.add_argument("-q", "--quiet", action="store_true", help="print names only")
+    add("info", "show one VM")
+    attach = add("attach", "give a VM another disk, also while it runs", changes=True)
+    _add_disk(attach, required=True)
+    detach = add("detach", "take a disk from a VM, also while it runs", changes=True)
+    detach.add_argument("disk", metavar="DISK", help="the disk's name in the VM")
+    delete = add("delete", "delete a VM and the disks that were made for it", asks=True,
+                 changes=True)  # fmt: skip
+    delete.add_argument("--keep-disks", action="store_true", help="leave its disks in their pools")
+    delete.add_argument("--force", action="store_true", help="end it first, if it runs")
+    add("qemu-command", "print the command line that starts it")
+    add("libvirt-xml", "print it as a libvirt domain")
+    return parser
+
+
+def _add_create(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--image",
+        metavar="IMAGE",
+        help="what its system disk begins with (default: Debian, built at the first use); "
+        "'none' for empty disks",
+    )
+    parser.add_argument(
+        "--overlay",
+        action="store_true",
+        help="make the system disk a qcow2 file on the image, which QEMU serves by itself",
+    )
+    _add_disk(parser, required=False)
+    parser.add_argument("--bus", choices=_BUSES, default="virtio", help="how disks are attached")
+    parser.add_argument("--firmware", choices=("bios", "uefi"), default="bios")
+    parser.add_argument("--kernel", metavar="FILE", help="start this kernel directly")
+    parser.add_argument("--initrd", metavar="FILE", help="with this initrd")
+    parser.add_argument("--append", metavar="TEXT", default="", help="and this command line")
+    parser.add_argument("--net", choices=("user", "none"), default="user")
+    parser.add_argument("--no-cloud-init", action="store_true", help="give it no cloud-init disk")
+    parser.add_argument("--user-data", metavar="FILE", help="your own cloud-init user-data")
+    parser.add_argument(
+        "--qemu-arg", metavar="WORD", action="append", default=[], help="add to QEMU's words"
+    )
+    parser.add_argument("--start", action="store_true", help="start it, too")
+    _add_wait(parser)
+
+
+def _add_disk(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument(
+        "--disk",
+        metavar="SPEC",
+        action="append",
+        default=[],
+        required=required,
+        help="20G, or pool=P,size=20G, or bdev=B; with name=N, bus=BUS, shared as further words. "
+        "The first new one is the system disk of a VM with an image",
+    )
+
+
+def _add_machine(parser: argparse.ArgumentParser) -> None:
+    """What both a new and a present VM can be told."""
+    parser.add_argument("--memory", metavar="SIZE", type=parse_size, help="such as 1G")
+    parser.add_argument("--cpus", metavar="N", type=int)
+    parser.add_argument("--qemu", metavar="PATH", help="the QEMU that runs it")
+    parser.add_argument(
+        "--forward",
+        metavar="[ADDRESS:]PORT:GUESTPORT",
+        action="append",
+        help="a TCP port of this host that leads to one of the guest, such as 8080:80",
+    )
+    parser.add_argument("--address", metavar="A/N", help="a static address, or 'dhcp'")
+    parser.add_argument("--gateway", metavar="ADDRESS")
+    parser.add_argument("--dns", metavar="ADDRESS", action="append")
+    parser.add_argument("--hostname", metavar="NAME", help="the guest's (default: the VM's name)")
+    parser.add_argument("--user", metavar="NAME", help="whom cloud-init makes")
+    parser.add_argument(
+        "--ssh-key", metavar="FILE", action="append", help="a public key that may log in, too"
+    )
+    parser.add_argument("--password", action="store_true", help="ask for the user's password")
+    parser.add_argument("--password-file", metavar="FILE", help="or read it from a file")
+    parser.add_argument("--packages", metavar="A,B", help="what cloud-init installs")
+
+
+def _add_wait(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--wait", action="store_true", help="until it is ready to log in")
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 86400:
+        raise UsageError(f"'{text[:40]}' is no number of seconds from 0 to 86400")
+    return value

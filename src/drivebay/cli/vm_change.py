@@ -1,0 +1,290 @@
+"""`drivebay vm set|attach|detach|delete`: what a VM is made of, changed."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from drivebay.cli.output import DONE, print_json, print_warning
+from drivebay.cli.steps import carry_out
+from drivebay.cli.vm_words import USER_NET, read_cloud_init, read_disk, read_forwards, said_of_guest
+from drivebay.disks.connection import find_socket
+from drivebay.disks.inventory import Inventory, read_inventory
+from drivebay.disks.plan import Plan
+from drivebay.disks.starting import connect_or_start
+from drivebay.errors import InUse, NotFound, UsageError
+from drivebay.vm import run
+from drivebay.vm.creation import plan_disk
+from drivebay.vm.disks import (
+    SHARING_WARNING,
+    check_writers,
+    ensure_controller,
+    plan_deletion,
+    remove_controller,
+)
+from drivebay.vm.ports import check_free
+from drivebay.vm.processes import unprivileged
+from drivebay.vm.qemu import find_qemu
+from drivebay.vm.spec import DiskSpec, NetSpec, VmSpec, read_spec, write_spec
+from drivebay.vm.store import Vm, Vms
+
+if TYPE_CHECKING:
+    from drivebay.rpc.client import Client
+
+__all__ = ["attach", "change", "delete", "detach"]
+
+
+# ---- set ----------------------------------------------------------------------------------------
+
+
+def change(found: argparse.Namespace) -> int:
+    """Change vm.toml as if a person had edited it."""
+    vms = Vms()
+    with vms.locked(found.name):
+        vm = vms.load(found.name)
+        spec = _changed(vms, vm.spec, found)
+        if spec == vm.spec:
+            raise UsageError("nothing to change", hint=f"drivebay vm set {vm.name} --help")
+        read_spec(vm.name, write_spec(spec, vm.text))
+        plan = Plan()
+        plan.add(f"change vm.toml of VM '{vm.name}'", lambda: vms.save(vm, spec))
+        if not carry_out(plan, found):
+            return DONE
+        vm = vms.load(found.name)
+    running = run.running(vm)
+    if found.json:
+        from drivebay.cli.vm_show import as_json
+
+        print_json(as_json(vm))
+    elif running is None:
+        print(f"VM '{vm.name}' is changed")
+    else:
+        from drivebay.cli.vm_show import pending
+
+        print(f"VM '{vm.name}' runs on as it was started; waiting for its next start:")
+        for line in pending(vm, running):
+            print(f"  {line}")
+        print(f"  restart it: drivebay vm restart {vm.name}")
+    return DONE
+
+
+def _changed(vms: Vms, spec: VmSpec, found: argparse.Namespace) -> VmSpec:
+    if found.memory is not None:
+        spec = replace(spec, memory=found.memory)
+    if found.cpus is not None:
+        spec = replace(spec, cpus=found.cpus)
+    if found.qemu is not None:
+        find_qemu(found.qemu)
+        spec = replace(spec, qemu=found.qemu)
+    if found.machine is not None:
+        spec = replace(spec, machine=found.machine)
+    if any(value is not None for value in (found.forward, found.address, found.gateway, found.dns)):
+        if not spec.nets:
+            raise UsageError(f"VM '{spec.name}' has no network")
+        net = _changed_net(vms, spec, found)
+        spec = replace(spec, nets=(net, *spec.nets[1:]))
+    said = said_of_guest(found)
+    if said:
+        if spec.cloud_init is None:
+            raise UsageError(f"{', '.join(said)}: only cloud-init can do that, and VM "
+                             f"'{spec.name}' has none")  # fmt: skip
+        spec = replace(spec, cloud_init=read_cloud_init(found, spec.cloud_init))
+    return spec
+
+
+def _changed_net(vms: Vms, spec: VmSpec, found: argparse.Namespace) -> NetSpec:
+    net = spec.nets[0]
+    if found.forward is not None:
+        forward = read_forwards(found.forward)
+        check_free(forward, vms.others(spec.name))
+        net = replace(net, forward=forward)
+    if found.address is not None:
+        inside = found.address.startswith(USER_NET[0])
+        net = replace(
+            net,
+            address=found.address,
+            gateway=USER_NET[1] if inside else None,
+            dns=(USER_NET[2],) if inside else (),
+        )
+    if found.gateway is not None:
+        net = replace(net, gateway=found.gateway)
+    if found.dns is not None:
+        net = replace(net, dns=tuple(found.dns))
+    from drivebay.vm.seed import check_net
+
+    check_net(net)
+    return net
+
+
+# ---- attach and detach --------------------------------------------------------------------------
+
+
+def attach(found: argparse.Namespace) -> int:
+    """Give a VM one disk more; a running one sees it at once."""
+    if len(found.disk) != 1:
+        raise UsageError("attach one disk at a time")
+    wish = read_disk(found.disk[0])
+    vms = Vms()
+    with vms.locked(found.name):
+        vm = vms.load(found.name)
+        if wish.name is None:
+            wish = replace(wish, name=_free_name(vm.spec))
+        if vm.spec.disk(wish.name or "") is not None:
+            raise UsageError(f"VM '{vm.name}' has a disk '{wish.name}' already")
+        running = run.running(vm)
+        with connect_or_start(found.socket) as client:
+            inventory = read_inventory(client)
+            plan = Plan()
+            disk = plan_disk(plan, client, inventory, vm.name, wish, find_socket(found.socket))
+            _plan_attachment(plan, client, vms, vm, disk, running is not None)
+            if not disk.made:
+                check_writers(vm.name, disk, inventory, vms.others(vm.name))
+            if not carry_out(plan, found):
+                return DONE
+    if disk.shared:
+        print_warning(SHARING_WARNING)
+    if found.json:
+        print_json({"name": vm.name, "disk": disk.name, "bdev": disk.bdev})
+    else:
+        print(f"VM '{vm.name}' has the disk '{disk.name}' ({disk.bdev})")
+        print(f"  in its guest: /dev/disk/by-id/…{disk.name}")
+    return DONE
+
+
+def _free_name(spec: VmSpec) -> str:
+    number = 1
+    while spec.disk(f"disk{number}") is not None:
+        number += 1
+    return f"disk{number}"
+
+
+def _plan_attachment(
+    plan: Plan, client: Client, vms: Vms, vm: Vm, disk: DiskSpec, runs: bool
+) -> None:
+    spec = replace(vm.spec, disks=(*vm.spec.disks, disk))
+    if runs:
+        plan.add(
+            f"show it to the running VM '{vm.name}'",
+            lambda: _plug(client, vm, disk),
+            lambda: _unplug(client, vm, disk),
+        )
+    plan.add(f"write it into vm.toml of VM '{vm.name}'", lambda: vms.save(vm, spec))
+
+
+def _plug(client: Client, vm: Vm, disk: DiskSpec) -> None:
+    from drivebay.vm.assembly import vhost_disk
+    from drivebay.vm.hotplug import plug
+
+    identity = unprivileged()
+    uid = None if identity is None else identity.uid
+    socket = ensure_controller(client, vm.name, disk, read_inventory(client), uid)
+    try:
+        plug(vm, find_qemu(vm.spec.qemu), vhost_disk(vm, disk, socket))
+    except BaseException:
+        remove_controller(client, vm.name, disk.name, force=True)
+        raise
+
+
+def _unplug(client: Client, vm: Vm, disk: DiskSpec) -> None:
+    from drivebay.vm.hotplug import unplug
+
+    unplug(vm, disk.name, vm.spec.bus_of(disk))
+    remove_controller(client, vm.name, disk.name, force=True)
+
+
+def detach(found: argparse.Namespace) -> int:
+    """Take a disk from a VM; the disk itself stays."""
+    vms = Vms()
+    with vms.locked(found.name):
+        vm = vms.load(found.name)
+        disk = vm.spec.disk(found.disk)
+        if disk is None:
+            names = ", ".join(each.name for each in vm.spec.disks)
+            raise NotFound(f"VM '{vm.name}' has no disk '{found.disk[:80]}'",
+                           hint=f"it has: {names}" if names else None)  # fmt: skip
+        if disk.bdev is None:
+            raise UsageError(
+                f"the overlay '{disk.name}' is a file of VM '{vm.name}', and stays with it"
+            )
+        spec = replace(
+            vm.spec, disks=tuple(each for each in vm.spec.disks if each.name != disk.name)
+        )
+        with connect_or_start(found.socket) as client:
+            plan = Plan()
+            if run.running(vm) is not None:
+                plan.add(
+                    f"take disk '{disk.name}' from the running VM '{vm.name}'",
+                    lambda: _unplug(client, vm, disk),
+                )
+            else:
+                plan.add(
+                    f"take away the socket of disk '{disk.name}'",
+                    lambda: remove_controller(client, vm.name, disk.name),
+                )
+            plan.add(f"strike it from vm.toml of VM '{vm.name}'", lambda: vms.save(vm, spec))
+            if not carry_out(plan, found):
+                return DONE
+    if found.json:
+        print_json({"name": vm.name, "disk": disk.name, "bdev": disk.bdev})
+    else:
+        print(f"VM '{vm.name}' has the disk '{disk.name}' no more; '{disk.bdev}' is still there")
+        if disk.made:
+            print(f"  delete it: drivebay disk delete {disk.bdev}")
+    return DONE
+
+
+# ---- delete -------------------------------------------------------------------------------------
+
+
+def delete(found: argparse.Namespace) -> int:
+    """Delete a VM with what was made for it, and nothing else."""
+    vms = Vms()
+    with vms.locked(found.name):
+        vm = vms.load(found.name)
+        running = run.running(vm)
+        if running is not None and not found.force:
+            raise InUse(
+                f"VM '{vm.name}' runs", hint=f"drivebay vm stop {vm.name} first, or add --force"
+            )
+        plan = Plan()
+        if running is not None:
+            plan.add(f"end VM '{vm.name}' by force", lambda: run.end_by_force(vm, running))
+        served = [disk for disk in vm.spec.disks if disk.bdev is not None]
+        if served:
+            with connect_or_start(found.socket) as client:
+                _plan_disks(plan, client, vm, served, found)
+                return _delete(vms, vm, plan, found)
+        return _delete(vms, vm, plan, found)
+
+
+def _plan_disks(
+    plan: Plan, client: Client, vm: Vm, served: list[DiskSpec], found: argparse.Namespace
+) -> None:
+    inventory: Inventory = read_inventory(client)
+    for disk in served:
+        _plan_removal(plan, client, vm, disk)
+        if not disk.made:
+            plan.facts.append(f"its disk '{disk.name}' ('{disk.bdev}') was not made for it, and "
+                              "stays")  # fmt: skip
+        elif found.keep_disks:
+            plan.facts.append(f"its disk '{disk.name}' stays, as '{disk.bdev}'")
+        else:
+            plan_deletion(plan, client, inventory, disk)
+
+
+def _plan_removal(plan: Plan, client: Client, vm: Vm, disk: DiskSpec) -> None:
+    plan.add(
+        f"take away the socket of disk '{disk.name}'",
+        lambda: remove_controller(client, vm.name, disk.name, force=True),
+    )
+
+
+def _delete(vms: Vms, vm: Vm, plan: Plan, found: argparse.Namespace) -> int:
+    plan.add(f"delete the folder '{vm.folder}'", lambda: vms.delete(vm))
+    if carry_out(plan, found, f"Delete VM '{vm.name}'?"):
+        if found.json:
+            print_json({"deleted": vm.name})
+        else:
+            print(f"VM '{vm.name}' is deleted")
+    return DONE

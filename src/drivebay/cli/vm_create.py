@@ -1,0 +1,157 @@
+"""`drivebay vm create`: from an image, a kernel or nothing to a VM, in one line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+from pathlib import Path
+from typing import Final
+
+from drivebay.cli.output import DONE, print_json, print_warning
+from drivebay.cli.steps import carry_out
+from drivebay.cli.vm_words import (
+    USER_NET,
+    read_cloud_init,
+    read_disk,
+    read_forwards,
+    said_of_guest,
+)
+from drivebay.disks.starting import connect_or_start
+from drivebay.errors import DrivebayError, HostError, UsageError
+from drivebay.vm.creation import Creation, NetWish, Wish, plan_creation
+from drivebay.vm.disks import SHARING_WARNING
+from drivebay.vm.images.store import Image, Images
+from drivebay.vm.qemu import find_qemu
+from drivebay.vm.spec import DHCP, Boot, CloudInit
+from drivebay.vm.store import Vms
+
+__all__ = ["create"]
+
+DEFAULT_IMAGE: Final = "debian"
+NO_IMAGE: Final = "none"
+_MEMORY: Final = 1 << 30
+_CPUS: Final = 2
+
+
+def create(found: argparse.Namespace) -> int:
+    """Make one VM, and start it if that is wished."""
+    vms = Vms()
+    qemu = find_qemu(found.qemu)
+    image = _image(found)
+    name = found.name or _free_name(vms, "vm" if image is None else image.name)
+    vms.check_free(name)
+    wish = _read_wish(found, name, image)
+    with connect_or_start(found.socket) as client:
+        creation = plan_creation(vms, wish, qemu, found.qemu, client, found.socket)
+        if not carry_out(creation.plan, found):
+            return DONE
+    if any(disk.shared for disk in creation.spec.disks):
+        print_warning(SHARING_WARNING)
+    if found.start or found.wait:
+        from drivebay.cli.vm import start_and_say
+
+        found.name = name
+        return start_and_say(found)
+    _say(vms, creation, found)
+    return DONE
+
+
+def _image(found: argparse.Namespace) -> Image | None:
+    """The image that was named; Debian's for one who names nothing to start from."""
+    if found.image is not None:
+        return None if found.image == NO_IMAGE else Images().get(found.image)
+    if found.kernel is not None or (found.disk and read_disk(found.disk[0]).bdev is not None):
+        return None
+    images = Images()
+    if DEFAULT_IMAGE not in images.names():
+        importlib.import_module("drivebay.cli.image_add").build_image("debian", DEFAULT_IMAGE)
+    return images.get(DEFAULT_IMAGE)
+
+
+def _free_name(vms: Vms, stem: str) -> str:
+    """The image's name, or the first with a number that is free."""
+    stem = re.sub(r"[^A-Za-z0-9-]+", "-", stem).strip("-")[:32] or "vm"
+    taken = set(vms.names())
+    name, number = stem, 2
+    while name in taken:
+        name, number = f"{stem}-{number}", number + 1
+    return name
+
+
+def _read_wish(found: argparse.Namespace, name: str, image: Image | None) -> Wish:
+    boot = None
+    if found.kernel is not None:
+        for path in filter(None, (found.kernel, found.initrd)):
+            _check_readable(Path(path))
+        initrd = None if found.initrd is None else str(Path(found.initrd).absolute())
+        boot = Boot(str(Path(found.kernel).absolute()), initrd, found.append)
+    elif found.initrd is not None or found.append:
+        raise UsageError("--initrd and --append need a --kernel")
+    return Wish(
+        name=name,
+        memory=_MEMORY if found.memory is None else found.memory,
+        cpus=_CPUS if found.cpus is None else found.cpus,
+        image=image,
+        overlay=found.overlay,
+        disks=[read_disk(text) for text in found.disk],
+        net=_read_net(found),
+        bus=found.bus,
+        firmware=found.firmware,
+        boot=boot,
+        qemu_args=found.qemu_arg,
+        cloud_init=_read_guest(found, name, image),
+        user_data=None if found.user_data is None else Path(found.user_data),
+    )
+
+
+def _read_guest(found: argparse.Namespace, name: str, image: Image | None) -> CloudInit | None:
+    """What cloud-init is told, where there may be one."""
+    said = said_of_guest(found) + (["--user-data"] if found.user_data is not None else [])
+    lacks = image is None or image.facts.cloud_init is False
+    if found.no_cloud_init or lacks:
+        if said:
+            why = "with --no-cloud-init" if found.no_cloud_init else "without an image that has it"
+            raise UsageError(f"{', '.join(said)}: only cloud-init can do that, and {why} it is not "
+                             "there")  # fmt: skip
+        return None
+    return read_cloud_init(found, CloudInit(instance_id="", hostname=name))
+
+
+def _read_net(found: argparse.Namespace) -> NetWish | None:
+    if found.net == "none":
+        if found.forward or found.address:
+            raise UsageError("--forward and --address need --net user")
+        return None
+    address = found.address or DHCP
+    gateway, dns = found.gateway, found.dns
+    if address.startswith(USER_NET[0]):
+        gateway, dns = gateway or USER_NET[1], dns or [USER_NET[2]]
+    return NetWish(read_forwards(found.forward), address, gateway, tuple(dns or ()))
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise HostError(f"can't read '{path}'", error.errno or 0, path=str(path)) from error
+
+
+def _say(vms: Vms, creation: Creation, found: argparse.Namespace) -> None:
+    spec = creation.spec
+    if found.json:
+        from drivebay.cli.vm_show import as_json
+
+        print_json(as_json(vms.load(spec.name)))
+        return
+    print(f"VM '{spec.name}' is made")
+    print(f"  start it  drivebay vm start {spec.name} --wait")
+    if spec.nets:
+        from drivebay.vm.ssh import ssh_command
+
+        try:
+            line = " ".join(ssh_command(spec, vms.load(spec.name).keys))
+        except DrivebayError:
+            return
+        print(f"  log in    drivebay vm ssh {spec.name}\n            {line}")

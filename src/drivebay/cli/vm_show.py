@@ -1,0 +1,254 @@
+"""`drivebay vm list|info|qemu-command|libvirt-xml`: what VMs are, and what runs."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from drivebay.cli.output import DONE, print_json, print_table, print_warning
+from drivebay.disks.sizes import format_size
+from drivebay.errors import DrivebayError, StateError
+from drivebay.vm import run
+from drivebay.vm.disks import controller_name
+from drivebay.vm.spec import DHCP, DiskSpec, NetSpec, VmSpec, read_spec
+from drivebay.vm.store import Vm, Vms
+
+__all__ = ["as_json", "info", "libvirt_xml", "pending", "qemu_command", "show_all"]
+
+
+def show_all(found: argparse.Namespace) -> int:
+    """List all VMs; one whose vm.toml is wrong is listed with what is wrong."""
+    vms = Vms()
+    names = vms.names()
+    if found.quiet:
+        print("".join(f"{name}\n" for name in names), end="")
+        return DONE
+    shown = []
+    for name in names:
+        try:
+            shown.append(as_json(vms.load(name)))
+        except DrivebayError as error:
+            shown.append({"name": name, "state": "broken", "error": str(error)})
+            if not found.json:
+                print_warning(str(error))
+    if found.json:
+        print_json(shown)
+    elif not shown:
+        print("there is no VM yet: drivebay vm create")
+    else:
+        rows = [
+            (
+                entry["name"],
+                entry["state"],
+                entry.get("cpus", "-"),
+                format_size(entry["memory"]) if "memory" in entry else "-",
+                entry.get("image") or "-",
+                ", ".join(disk["name"] for disk in entry.get("disks", ())),
+                ", ".join(forward for net in entry.get("nets", ()) for forward in net["forward"]),
+            )
+            for entry in shown
+        ]
+        print_table(("name", "state", "cpus", "memory", "image", "disks", "ports"), rows)
+    return DONE
+
+
+def info(found: argparse.Namespace) -> int:
+    """Show one VM."""
+    vm = Vms().load(found.name)
+    shown = as_json(vm)
+    if found.json:
+        print_json(shown)
+        return DONE
+    print(f"name       {vm.name}")
+    state = shown["state"]
+    if shown["pid"] is not None:
+        state += f", process {shown['pid']}, {shown['accelerator']}"
+    print(f"state      {state}")
+    spec = vm.spec
+    print(f"machine    {spec.cpus} CPUs, {format_size(spec.memory)}, {spec.machine}, "
+          f"{spec.firmware}")  # fmt: skip
+    if spec.image is not None:
+        print(f"image      {spec.image}")
+    for disk in spec.disks:
+        print(f"disk       {_disk_words(vm, disk)}")
+    for net in spec.nets:
+        print(f"network    {_net_words(net)}")
+    for address in shown["addresses"]:
+        print(f"address    {address}, as its guest agent says")
+    print(f"folder     {vm.folder}")
+    for line in shown["pending"]:
+        print(f"waits for a restart: {line}")
+    return DONE
+
+
+def as_json(vm: Vm) -> dict[str, Any]:
+    """Everything that is known of a VM."""
+    spec = vm.spec
+    found = run.running(vm)
+    return {
+        "name": vm.name,
+        "state": "off" if found is None else "running",
+        "pid": None if found is None else found.pid,
+        "accelerator": None if found is None else found.accelerator,
+        "uuid": spec.uuid,
+        "machine": spec.machine,
+        "firmware": spec.firmware,
+        "cpus": spec.cpus,
+        "memory": spec.memory,
+        "image": spec.image,
+        "disks": [
+            {
+                "name": disk.name,
+                "bdev": disk.bdev,
+                "overlay": disk.overlay,
+                "bus": spec.bus_of(disk),
+                "made": disk.made,
+                "shared": disk.shared,
+            }
+            for disk in spec.disks
+        ],
+        "nets": [
+            {
+                "kind": net.kind,
+                "mac": net.mac,
+                "address": net.address,
+                "forward": [str(forward) for forward in net.forward],
+            }
+            for net in spec.nets
+        ],
+        "addresses": [] if found is None else _addresses(vm),
+        "pending": [] if found is None else pending(vm, found),
+        "folder": str(vm.folder),
+    }
+
+
+def _addresses(vm: Vm) -> list[str]:
+    """What the guest's agent says; nothing without one."""
+    from drivebay.vm.agent import Agent
+
+    try:
+        with Agent(vm.agent_socket, timeout_s=1.0) as agent:
+            found = agent.network_addresses()
+    except (DrivebayError, OSError):
+        return []
+    return [
+        address
+        for interface in found
+        if interface.name != "lo"
+        for address in interface.addresses
+        if not address.startswith("fe80:")
+    ]
+
+
+def pending(vm: Vm, found: run.Running) -> list[str]:
+    """What vm.toml says otherwise than the running machine was started with."""
+    try:
+        before = read_spec(vm.name, found.text)
+    except DrivebayError:
+        return []
+    return [
+        _change(field.name, before, vm.spec)
+        for field in fields(VmSpec)
+        if getattr(before, field.name) != getattr(vm.spec, field.name)
+    ]
+
+
+def _change(name: str, before: VmSpec, after: VmSpec) -> str:
+    old, new = getattr(before, name), getattr(after, name)
+    if name == "memory":
+        return f"memory: {format_size(old)} now, {format_size(new)} then"
+    if isinstance(old, str | int) and isinstance(new, str | int):
+        return f"{name}: {old} now, {new} then"
+    return f"{name}: changed"
+
+
+def _disk_words(vm: Vm, disk: DiskSpec) -> str:
+    where = disk.bdev or f"{disk.overlay}, an overlay"
+    marks = [vm.spec.bus_of(disk)]
+    marks += ["shared"] if disk.shared else []
+    marks += [] if disk.made else ["not made for it"]
+    if disk.bdev is not None:
+        marks.append(f"controller {controller_name(vm.name, disk.name)}")
+    return f"{disk.name}: {where} ({', '.join(marks)})"
+
+
+def _net_words(net: NetSpec) -> str:
+    address = "its address by DHCP" if net.address == DHCP else f"static address {net.address}"
+    ports = "".join(f", port {forward}" for forward in net.forward)
+    return f"{net.kind}, {net.mac}, {address}{ports}"
+
+
+# ---- other words for the same machine -----------------------------------------------------------
+
+
+def qemu_command(found: argparse.Namespace) -> int:
+    """Print QEMU's command line, as somebody would type it."""
+    from drivebay.vm.assembly import Paths, assemble
+    from drivebay.vm.command import command_line
+    from drivebay.vm.kvm import choose_accelerator
+    from drivebay.vm.placement import Placement
+    from drivebay.vm.qemu import find_qemu
+
+    vm = Vms().load(found.name)
+    qemu = find_qemu(vm.spec.qemu)
+    hardware = assemble(vm, Paths(), _sockets(vm, found.socket), Placement())
+    line = command_line(qemu, choose_accelerator(), hardware)
+    if found.json:
+        print_json(line)
+    else:
+        print(" \\\n  ".join(shlex.join(words) for words in _by_option(line)))
+    return DONE
+
+
+def _by_option(line: list[str]) -> list[list[str]]:
+    """An option and its value on one line."""
+    grouped: list[list[str]] = [[]]
+    for word in line:
+        if word.startswith("-") and grouped[-1]:
+            grouped.append([])
+        grouped[-1].append(word)
+    return grouped
+
+
+def libvirt_xml(found: argparse.Namespace) -> int:
+    """Print the VM as a libvirt domain; what libvirt has no words for goes to standard error."""
+    from drivebay.vm.assembly import Paths, assemble
+    from drivebay.vm.kvm import choose_accelerator
+    from drivebay.vm.libvirt import domain_xml
+    from drivebay.vm.placement import Placement
+    from drivebay.vm.processes import unprivileged
+    from drivebay.vm.qemu import find_qemu
+
+    vm = Vms().load(found.name)
+    hardware = assemble(vm, Paths(), _sockets(vm, found.socket), Placement())
+    identity = unprivileged()
+    user = None if identity is None else (identity.uid, identity.gid)
+    domain = domain_xml(find_qemu(vm.spec.qemu), choose_accelerator(), hardware, user)
+    for words in domain.beyond:
+        print_warning(words)
+    print(domain.xml)
+    return DONE
+
+
+def _sockets(vm: Vm, socket: str | None) -> dict[str, Path]:
+    """Where the controllers of a VM's disks listen, or will once it is started."""
+    from drivebay.disks.connection import call, connect
+
+    served = [disk.name for disk in vm.spec.disks if disk.bdev is not None]
+    if not served:
+        return {}
+    with connect(socket) as client:
+        shown = {entry["ctrlr"]: entry["socket"] for entry in call(client, "vhost_get_controllers")}
+    found = {}
+    for name in served:
+        controller = controller_name(vm.name, name)
+        if controller not in shown:
+            raise StateError(
+                f"the target does not offer disk '{name}' of VM '{vm.name}' yet",
+                hint=f"a start makes its socket: drivebay vm start {vm.name}",
+            )
+        found[name] = Path(shown[controller])
+    return found
