@@ -218,7 +218,7 @@ def test_the_list_warns_at_four_fifths(run: Run, target: LvolTarget, pool: str) 
 def test_real_space_of_a_sparse_file_is_what_its_file_system_has_left(
     run: Run, target: LvolTarget, pool: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drivebay.cli.pool.free_bytes", lambda path: 100 << 20)
+    monkeypatch.setattr("drivebay.disks.space.free_bytes", lambda path: 100 << 20)
     run("disk", "create", "web", "--size", "512M")
     listed = run("pool", "list")
     assert "512 MiB of 100 MiB" in listed.out

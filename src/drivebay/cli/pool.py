@@ -8,26 +8,24 @@ the bdev between the two is called ``pool-NAME``.
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from drivebay.cli.arguments import Parser, add_json_option, add_socket_option, parse_size
 from drivebay.cli.output import DONE, print_json, print_table, print_warning
 from drivebay.cli.steps import add_change_options, carry_out
 from drivebay.disks.connection import call, connect, find_socket
 from drivebay.disks.inventory import Inventory, Pool, check_name, read_inventory
-from drivebay.disks.places import free_bytes, remove_file, resize_file
+from drivebay.disks.places import remove_file, resize_file
 from drivebay.disks.plan import Plan
 from drivebay.disks.sizes import format_size
+from drivebay.disks.space import space_of
 from drivebay.errors import AlreadyExists, InUse, StateError, UsageError
 
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client
 
-__all__ = ["Space", "build_parser", "main", "space_of"]
-
-_WARN_AT: Final = 0.8
+__all__ = ["build_parser", "main"]
 
 _EPILOG = """\
 examples:
@@ -90,60 +88,7 @@ def build_parser() -> Parser:
     return parser
 
 
-# ---- how much there is, and how much was promised ---------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Space:
-    """What a pool has promised to its disks, against what it can really hold."""
-
-    disks: int
-    promised: int
-    real: int  # what the pool can hold, given what its file system has left
-
-    def warning(self, pool: Pool) -> str | None:
-        """A sentence when four fifths are used or promised."""
-        if pool.used >= _WARN_AT * self.real:
-            return (
-                f"pool '{pool.name}' is {_percent(pool.used, self.real)} full: {_of(pool.used)} of "
-                f"{_of(self.real)}; its disks fail writes when nothing is left"
-            )
-        if self.promised >= _WARN_AT * self.real:
-            return (
-                f"{_percent(self.promised, self.real)} of pool '{pool.name}' is promised to its "
-                f"disks: {_of(self.promised)} of {_of(self.real)}; {_of(pool.used)} is used"
-            )
-        return None
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{part / whole:.0%}" if whole else "all"
-
-
-def _of(size: int) -> str:
-    return format_size(size)
-
-
-def space_of(inventory: Inventory, pool: Pool) -> Space:
-    """Add up what a pool has promised; a snapshot counts with what it holds."""
-    disks = inventory.disks_of(pool)
-    snapshots = [
-        volume for volume in inventory.volumes if volume.snapshot and volume.pool == pool.name
-    ]
-    promised = sum(disk.size for disk in disks)
-    promised += sum(snapshot.used or 0 for snapshot in snapshots)
-    return Space(len(disks), promised, _real_space(pool))
-
-
-def _real_space(pool: Pool) -> int:
-    """A sparse file may grow as far as its file system has blocks; the rest has what it has."""
-    place = None if pool.place is None else Path(pool.place)
-    try:
-        if place is None or not place.is_file():
-            return pool.size
-        return min(pool.size, place.stat().st_blocks * 512 + free_bytes(place))
-    except OSError:
-        return pool.size
+# ---- showing ----------------------------------------------------------------------------------
 
 
 def _as_json(inventory: Inventory, pool: Pool) -> dict[str, Any]:
@@ -177,9 +122,9 @@ def _list(client: Client, found: argparse.Namespace) -> int:
     rows, warnings = [], []
     for pool in inventory.pools:
         space = space_of(inventory, pool)
-        promised = f"{_of(space.promised)} of {_of(space.real)}"
+        promised = f"{format_size(space.promised)} of {format_size(space.real)}"
         rows.append(
-            (pool.name, _of(pool.size), _of(pool.used), promised, space.disks,
+            (pool.name, format_size(pool.size), format_size(pool.used), promised, space.disks,
              pool.place or pool.base)
         )  # fmt: skip
         warnings.append(space.warning(pool))
@@ -205,16 +150,20 @@ def _show(inventory: Inventory, pool: Pool, found: argparse.Namespace) -> None:
     space = space_of(inventory, pool)
     print(f"pool      {pool.name}")
     print(f"on        {pool.place or pool.base}")
-    print(f"size      {_of(pool.size)}, in clusters of {_of(pool.cluster_bytes)}")
-    print(f"used      {_of(pool.used)}")
-    print(f"promised  {_of(space.promised)} of {_of(space.real)} that there really are")
+    print(f"size      {format_size(pool.size)}, in clusters of {format_size(pool.cluster_bytes)}")
+    print(f"used      {format_size(pool.used)}")
+    promised, real = format_size(space.promised), format_size(space.real)
+    print(f"promised  {promised} of {real} that there really are")
     print(f"uuid      {pool.uuid}")
     disks = inventory.disks_of(pool)
     if disks:
         print()
         print_table(
             ("disk", "size", "used", "kind"),
-            [(disk.name, _of(disk.size), _of(disk.used or 0), disk.kind) for disk in disks],
+            [
+                (disk.name, format_size(disk.size), format_size(disk.used or 0), disk.kind)
+                for disk in disks
+            ],
         )
     warning = space.warning(pool)
     if warning:
