@@ -27,7 +27,8 @@ ALLOWED: dict[str, set[str]] = {
     # These reach a running target only through its RPC socket.
     "disks": {"rpc.client"},
     "vm": {"rpc.client", "disks"},
-    "cli": {"rpc.client", "disks", "vm"},
+    "host": {"rpc.client", "disks", "vm"},
+    "cli": {"rpc.client", "disks", "vm", "host"},
 }
 
 # file: what it may import beyond its folder's rule, because the exception is its purpose.
@@ -40,6 +41,9 @@ EXCEPTIONS: dict[str, set[str]] = {
     "cli/bundle": {"target.daemon"},
     # It finds a VM's process again as the target's is found.
     "vm/run": {"target.daemon"},
+    # They say whether that process answers, and whether its folder is of use.
+    "host/storage": {"target.daemon"},
+    "host/folders": {"target.daemon"},
     # It makes partitions: a partition table's layout is vocabulary, which has no other home.
     "cli/partition": {"wire.gpt"},
     # The load generator is the other side of a vhost-user socket, not part of a target.

@@ -13,20 +13,7 @@ from drivebay.errors import NotFound
 from drivebay.vm import qemu_probe
 from drivebay.vm.packages import PARTS, install_command, package_of, this_distribution
 from drivebay.vm.qemu import FEATURES, Qemu, find_qemu
-
-GREETING: dict[str, Any] = {"QMP": {"version": {}, "capabilities": []}}
-ANSWERS: dict[str, Any] = {
-    "capabilities": {},
-    "version": {"qemu": {"major": 9, "minor": 2, "micro": 1}},
-    "target": {"arch": "x86_64"},
-    "machines": [
-        {"name": "pc-q35-9.1"},
-        {"name": "pc-q35-9.2", "alias": "q35"},
-        {"name": "pc-i440fx-9.2", "alias": "pc"},
-    ],
-    "quit": {},
-}
-ABSENT = object()
+from tests.fakes.qemu import ABSENT, script, stand_in
 
 
 @pytest.fixture(autouse=True)
@@ -34,29 +21,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("DRIVEBAY_QEMU", raising=False)
     return tmp_path / "cache" / "drivebay" / "qemu.json"
-
-
-def script(path: Path, text: str) -> Path:
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(0o755)
-    return path
-
-
-def stand_in(path: Path, **changed: Any) -> Path:
-    """A program that answers as QEMU does; a text instead of an answer is a refusal."""
-    names = [*ANSWERS, "user-net", "seccomp", "block-driver", *qemu_probe._TYPES]
-    lines = [GREETING]
-    for name in names:
-        value = changed.get(name.replace("-", "_"), ANSWERS.get(name, []))
-        if value is ABSENT:
-            continue
-        if isinstance(value, str):
-            lines.append({"id": name, "error": {"class": "GenericError", "desc": value}})
-        else:
-            lines.append({"id": name, "return": value})
-    saying = path.with_suffix(".answers")
-    saying.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return script(path, f"echo x >> {path}.asked; cat {saying}")
 
 
 @pytest.fixture
@@ -260,3 +224,12 @@ def test_a_package_that_a_distribution_does_not_have_is_none() -> None:
     assert package_of("qemu-blkio", None) is None
     assert package_of("qemu-blkio", "fedora") == "qemu-block-blkio"
     assert {part for _, part, _ in FEATURES.values()} <= set(PARTS)
+
+
+def test_the_documents_table_names_the_same_packages() -> None:
+    text = (Path(__file__).parents[2] / "docs/doctor.md").read_text()
+    table = text[text.index("## What needs which package") :]
+    for part, packages in PARTS.items():
+        for package in packages.values():
+            missing = [word for word in package.split() if word not in table]
+            assert not missing, f"{part}: {missing}"

@@ -39,6 +39,7 @@ COMMANDS = {
     "rpc": Command("drivebay.cli.rpc", "call any method of a running target"),
     "bench": Command("drivebay.cli.bench", "put load on any vhost-user-blk socket, and verify"),
     "demo": Command("drivebay.cli.demo", "boot a virtual machine on a disk of ours"),
+    "doctor": Command("drivebay.cli.doctor", "what this host or a VM lacks, and the mend"),
     "completion": Command("drivebay.cli.completion", "print a completion script for your shell"),
 }
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "SHARING_WARNING",
+    "check_way",
     "check_writers",
     "controller_name",
     "ensure_controller",
@@ -259,7 +260,7 @@ def ensure_controller(
         assert shown is not None
     socket = Path(shown["socket"])
     if uid is not None:
-        _check_way(socket, uid)
+        check_way(socket, uid)
     return socket
 
 
@@ -285,7 +286,7 @@ def _fits(shown: dict[str, Any], bdev: str, uid: int | None) -> bool:
     return uid is None or owner == uid
 
 
-def _check_way(socket: Path, uid: int) -> None:
+def check_way(socket: Path, uid: int) -> None:
     """QEMU reconnects by the path, as its own user. Raises: StateError."""
     for folder in socket.parents:
         status = folder.stat()

@@ -34,7 +34,15 @@ from drivebay.vm.store import Vm, Vms
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client
 
-__all__ = ["POWER_OFF_SECONDS", "Started", "start", "stop", "write_seed"]
+__all__ = [
+    "POWER_OFF_SECONDS",
+    "Started",
+    "check_able",
+    "check_image",
+    "start",
+    "stop",
+    "write_seed",
+]
 
 POWER_OFF_SECONDS: Final = 90.0
 _PRESS_EVERY_S: Final = 15.0
@@ -56,7 +64,7 @@ def start(vms: Vms, name: str, socket: str | None = None) -> Started:
         if run.running(vm) is not None:
             raise InUse(f"VM '{name}' runs already", hint=f"drivebay vm info {name}")
         qemu = find_qemu(vm.spec.qemu)
-        _check_able(vm, qemu)
+        check_able(vm, qemu)
         check_image(vm)
         accelerator = choose_accelerator()
         identity = unprivileged(Path("/dev/kvm") if accelerator.name == "kvm" else None)
@@ -106,7 +114,7 @@ def _switched_off(vm: Vm, found: run.Running, timeout_s: float) -> bool:
 # ---- the steps of a start -----------------------------------------------------------------------
 
 
-def _check_able(vm: Vm, qemu: Qemu) -> None:
+def check_able(vm: Vm, qemu: Qemu) -> None:
     """Raises: NotFound for what this QEMU lacks; UsageError for a machine that it does not know."""
     spec = vm.spec
     what = f"VM '{vm.name}'"

@@ -10,9 +10,21 @@ import platform
 from collections.abc import Mapping
 from typing import Final
 
-__all__ = ["DISTRIBUTIONS", "PARTS", "install_command", "package_of", "this_distribution"]
+__all__ = [
+    "DISTRIBUTIONS",
+    "PARTS",
+    "everywhere",
+    "install_command",
+    "package_of",
+    "this_distribution",
+]
 
-DISTRIBUTIONS: Final = ("debian", "ubuntu", "fedora", "openeuler")
+DISTRIBUTIONS: Final = {
+    "debian": "Debian",
+    "ubuntu": "Ubuntu",
+    "fedora": "Fedora",
+    "openeuler": "openEuler",
+}
 
 # part: its package by distribution. Where there is none, the distribution has no such package.
 PARTS: Final[dict[str, dict[str, str]]] = {
@@ -99,3 +111,15 @@ def install_command(part: str) -> str | None:
     if distribution is None or package is None:
         return None
     return f"{_INSTALL[distribution]} {package}"
+
+
+def everywhere(part: str) -> str:
+    """The packages that hold ``part``, by distribution.
+
+    >>> everywhere("qemu")
+    'qemu-system-x86 (Debian, Ubuntu, Fedora), qemu (openEuler)'
+    """
+    holders: dict[str, list[str]] = {}
+    for distribution, package in PARTS[part].items():
+        holders.setdefault(package, []).append(DISTRIBUTIONS[distribution])
+    return ", ".join(f"{package} ({', '.join(names)})" for package, names in holders.items())

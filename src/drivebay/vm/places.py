@@ -8,23 +8,31 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["cache_dir", "state_dir"]
+__all__ = ["cache_dir", "cache_folder", "state_dir"]
+
+
+def cache_folder() -> Path:
+    """Return the folder for what can be downloaded or computed again; it need not be there."""
+    return _folder("XDG_CACHE_HOME", ".cache")
 
 
 def cache_dir() -> Path:
-    """Return the folder for what can be downloaded or computed again, made if absent."""
-    return _made("XDG_CACHE_HOME", ".cache")
+    """Return that folder, made if absent."""
+    return _made(cache_folder())
 
 
 def state_dir() -> Path:
     """Return the folder for logs and other things to keep, made if absent."""
-    return _made("XDG_STATE_HOME", ".local/state")
+    return _made(_folder("XDG_STATE_HOME", ".local/state"))
 
 
-def _made(variable: str, below_home: str) -> Path:
+def _folder(variable: str, below_home: str) -> Path:
     """XDG base directories: an unset, empty or relative value means the default."""
     value = Path(os.environ.get(variable, ""))
     base = value if value.is_absolute() else Path.home() / below_home
-    folder = base / "drivebay"
+    return base / "drivebay"
+
+
+def _made(folder: Path) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
