@@ -18,7 +18,7 @@ from drivebay.errors import AlreadyExists, StateError
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client
 
-__all__ = ["clone"]
+__all__ = ["clone", "copy_parents"]
 
 _LAYERS_MOST: Final = 1024
 
@@ -51,7 +51,7 @@ def clone(client: Client, found: argparse.Namespace) -> int:
     if found.full:
         plan.add(
             f"copy all that '{found.new}' reads from snapshots",
-            lambda: _copy(client, found.socket, new),
+            lambda: copy_parents(client, found.socket, new),
         )
         if not source.snapshot:
             plan.add(
@@ -73,7 +73,7 @@ def _plan_own_snapshot(
     return snapshot
 
 
-def _copy(client: Client, socket: str | None, name: str) -> None:
+def copy_parents(client: Client, socket: str | None, name: str) -> None:
     """Take over the parents' clusters, layer by layer, so that the clone stays thin."""
     for _ in range(_LAYERS_MOST):
         if "base_snapshot" not in lvol_of(client, name):

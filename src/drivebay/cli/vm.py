@@ -40,6 +40,7 @@ _RUN = {
     "attach": ("vm_change", "attach"),
     "detach": ("vm_change", "detach"),
     "delete": ("vm_change", "delete"),
+    "clone": ("vm_clone", "clone"),
     "list": ("vm_show", "show_all"),
     "info": ("vm_show", "info"),
     "qemu-command": ("vm_show", "qemu_command"),
@@ -163,6 +164,11 @@ def build_parser() -> Parser:
     _add_disk(attach, required=True)
     detach = add("detach", "take a disk from a VM, also while it runs", changes=True)
     detach.add_argument("disk", metavar="DISK", help="the disk's name in the VM")
+    clone = add("clone", "make VMs that go on from another's disks, also while it runs",
+                changes=True)  # fmt: skip
+    clone.add_argument("new", metavar="NEW", help="the clone's name")
+    clone.add_argument("--count", metavar="N", type=int, default=1, help="make NEW-1 to NEW-N")
+    clone.add_argument("--full", action="store_true", help="copy everything, and depend on nothing")
     delete = add("delete", "delete a VM and the disks that were made for it", asks=True,
                  changes=True)  # fmt: skip
     delete.add_argument("--keep-disks", action="store_true", help="leave its disks in their pools")

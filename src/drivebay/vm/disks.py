@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from drivebay.vm.store import Vm
 
 __all__ = [
+    "CLONE_SNAPSHOT",
     "SHARING_WARNING",
     "check_way",
     "check_writers",
@@ -41,6 +42,8 @@ __all__ = [
     "remove_controller",
 ]
 
+# A snapshot that `vm clone` took is called DISK@clone-…; it goes when nobody needs it.
+CLONE_SNAPSHOT: Final = "clone-"
 SHARING_WARNING: Final = (
     "ext4, XFS and NTFS are destroyed when two machines write to one disk: share it only with a "
     "cluster file system (OCFS2, GFS2), or read-only"
@@ -158,9 +161,11 @@ def plan_deletion(plan: Plan, client: Client, inventory: Inventory, disk: DiskSp
         reverse=True,
     )
     for snapshot in below:
-        owner = snapshot.name.partition("@")[0]
+        owner, _, mark = snapshot.name.partition("@")
         lives = owner not in gone and inventory.has(snapshot.pool, owner)
-        if not lives and all(child.name in gone for child in inventory.children(snapshot)):
+        readers = [child for child in inventory.children(snapshot) if child.name not in gone]
+        # The blocks of one with a single reader become that one's.
+        if len(readers) <= (1 if mark.startswith(CLONE_SNAPSHOT) else 0 if not lives else -1):
             gone.add(snapshot.name)
             doomed.append(snapshot)
     for each in doomed:
