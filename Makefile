@@ -5,10 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup build run check test soak bench docs dev asan fuzz clean
+.PHONY: help setup build run check test soak bench check-images docs dev asan fuzz clean
 
 help:  ## show this list
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup:  ## install Debian packages, the virtual environment and the build; only what is missing
 	@$(PYTHON) tools/setup.py
@@ -29,6 +29,9 @@ soak: setup  ## the crash tests at length: 100 kills for each kind of ring, 10,0
 
 bench: setup  ## measure against other targets: a table, a chart, benchmarks/results
 	@$(BIN)/python benchmarks/vhost_blk.py
+
+check-images: setup  ## ask for each address of the cloud images that `image pull` knows; needs internet
+	@$(BIN)/python tools/check_images.py
 
 docs:  ## list the documents
 	@for page in README.md CONTRIBUTING.md docs/*.md; do \

@@ -1,5 +1,5 @@
 """Places and devices that unit tests of disks need: a folder on a disk, one in memory, a loop
-device, huge pages. What only root may make is skipped for others, except on CI.
+device, huge pages, a web server. What only root may make is skipped for others, except on CI.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
+
+from tests.fakes.web_server import WebServer
 
 HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -115,3 +117,24 @@ def huge_pages() -> Callable[[int], AbstractContextManager[None]]:
             HUGE_PAGES.write_text(str(before))
 
     return reserve
+
+
+@pytest.fixture
+def web_server() -> Iterator[WebServer]:
+    """A web server that does what a test tells it, wrong things, too."""
+    served = WebServer()
+    yield served
+    served.close()
+
+
+@pytest.fixture
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data and cache of this test alone; no proxy; no target."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in ("http_proxy", "https_proxy", "no_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.setattr(
+        "drivebay.disks.connection.find_socket", lambda named: named or str(tmp_path / "none")
+    )

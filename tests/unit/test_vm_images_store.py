@@ -22,9 +22,10 @@ from drivebay.errors import (
     StateError,
     UsageError,
 )
-from drivebay.vm.images.store import MIB, Image, ImageFacts, Images
+from drivebay.vm.images.store import WHOLE, Image, ImageFacts, Images
 from drivebay.vm.images.users import bdev_parameters, refuse_used, users_of
 
+MIB = 1 << 20
 FACTS = ImageFacts("/srv/a.raw", "Debian 12", "debian", True)
 
 
@@ -44,8 +45,8 @@ def test_an_image_is_read_only_padded_and_known_again(images: Images) -> None:
     made = add(images)
     assert made.path == images.folder / "a" / "image.raw"
     assert made.path.stat().st_mode & 0o777 == 0o444
-    assert (made.size, made.virtual_size, made.path.stat().st_size) == (MIB, 1000, MIB)
-    assert made.path.read_bytes() == (b"x" * 1000).ljust(MIB, b"\0")
+    assert (made.size, made.virtual_size, made.path.stat().st_size) == (WHOLE, 1000, WHOLE)
+    assert made.path.read_bytes() == (b"x" * 1000).ljust(WHOLE, b"\0")
     assert images.all() == [images.get("a")] == [made]
     assert (made.facts, made.bdev) == (FACTS, "image-a")
     assert sorted(path.name for path in images.folder.iterdir()) == [".lock", "a"]
@@ -135,7 +136,7 @@ def test_a_file_with_another_time_but_the_same_content_is_the_image_again(images
 def test_a_changed_size_is_seen_even_at_the_same_time(images: Images) -> None:
     made = add(images)
     made.path.chmod(0o600)
-    os.truncate(made.path, 2 * MIB)
+    os.truncate(made.path, 2 * WHOLE)
     os.utime(made.path, ns=(made.mtime_ns, made.mtime_ns))
     with pytest.raises(StateError, match="was changed"):
         made.check_unchanged()
@@ -163,20 +164,20 @@ def test_the_checksum_is_of_what_is_read_not_of_how_it_lies(images: Images) -> N
     plain = add(images, "plain", data)
     assert plain.checksum == holed.checksum
     moved = add(images, "moved", bytes(MIB) + b"x" * MIB + bytes(2 * MIB) + b"y" * 10)
-    longer = add(images, "longer", data + bytes(MIB))
+    longer = add(images, "longer", data + bytes(WHOLE))
     assert len({plain.checksum, moved.checksum, longer.checksum}) == 3
 
 
 def test_a_grown_image_reads_zeroes_and_is_unchanged(images: Images) -> None:
     made = add(images)
-    grown = images.grow(made, 3 * MIB)
+    grown = images.grow(made, 3 * WHOLE)
     assert images.get("a") == grown
-    assert (grown.size, grown.path.stat().st_size) == (3 * MIB, 3 * MIB)
+    assert (grown.size, grown.path.stat().st_size) == (3 * WHOLE, 3 * WHOLE)
     assert grown.path.stat().st_mode & 0o777 == 0o444
     grown.check_unchanged()
     images.verify(grown)
-    for size in (MIB, 3 * MIB, 4 * MIB + 1):
-        with pytest.raises(UsageError, match="has 3 MiB: its new size"):
+    for size in (WHOLE, 3 * WHOLE, 4 * WHOLE + 1):
+        with pytest.raises(UsageError, match="has 12 MiB: its new size"):
             images.grow(grown, size)
 
 
@@ -194,7 +195,7 @@ def test_a_broken_image_toml_is_said(images: Images, text: str, message: str) ->
     path = made.path.with_name("image.toml")
     whole = path.read_text()
     if text.startswith("{size}"):
-        text = whole.replace(f"size = {MIB}\n", f"size = {MIB + 1}\n", 1)
+        text = whole.replace(f"size = {WHOLE}\n", f"size = {MIB}\n", 1)
     elif text.startswith("{text}"):
         text = whole.replace("cloud_init = true", "cloud_init = 'yes'")
     path.write_text(text)

@@ -44,6 +44,7 @@ complete -c drivebay -a \
 _NAMED = {
     "pool": ("info", "grow", "delete"),
     "disk": ("info", "resize", "snapshot", "revert", "clone", "limit", "delete"),
+    "image": ("info", "check", "convert", "resize", "delete", "pull"),
 }
 
 # A person waits at the keyboard.
@@ -94,7 +95,7 @@ def candidates(words: Sequence[str]) -> list[str]:
         parser = _subparsers(parser).get(word, parser)
     words_found = list(_words_of(parser, prefix))
     if len(before) == 2 and before[1] in _NAMED.get(before[0], ()) and not prefix.startswith("-"):
-        words_found += _names(before[0])
+        words_found += _images(before[1]) if before[0] == "image" else _names(before[0])
     return _starting(prefix, words_found)
 
 
@@ -124,6 +125,14 @@ def _names(group: str) -> list[str]:
         return [pool.name for pool in inventory.pools]
     snapshots = [volume.name for volume in inventory.volumes if volume.snapshot]
     return [*(disk.name for disk in inventory.disks), *snapshots]
+
+
+def _images(subcommand: str) -> list[str]:
+    """The images that are there, or those that can be pulled."""
+    from drivebay.vm.images.catalogue import cloud_images
+    from drivebay.vm.images.store import Images
+
+    return list(cloud_images()) if subcommand == "pull" else Images().names()
 
 
 def _words_of(parser: argparse.ArgumentParser, prefix: str) -> Iterable[str]:

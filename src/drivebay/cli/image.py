@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 
 __all__ = ["build_parser", "look_at_target", "main", "show_image"]
 
+BUILT = ("debian", "tiny")
 FORMATS = ("raw", "qcow2", "vdi", "vmdk", "vhdx")
 
 _EPILOG = """\
 examples:
   drivebay image import ~/Downloads/web.qcow2 --name web
   drivebay image import https://example.org/disk.vmdk
+  drivebay image pull debian-13
+  drivebay image build debian
   drivebay image list
   drivebay image convert web /tmp/web.vhdx --format vhdx
 
@@ -39,6 +42,8 @@ An image is read-only: VMs begin with it and keep what they change for themselve
 _RUN = {
     "import": ("image_add", "import_image"),
     "create": ("image_add", "create"),
+    "pull": ("image_add", "pull"),
+    "build": ("image_add", "build"),
     "check": ("image_change", "check"),
     "convert": ("image_change", "convert"),
     "resize": ("image_change", "resize"),
@@ -80,6 +85,14 @@ def build_parser() -> Parser:
     create.add_argument(
         "--size", metavar="SIZE", type=parse_size, required=True, help="such as 20G"
     )
+    _add_pull(add("pull", "download a well-known cloud image, and verify it"))
+    build = add("build", "make an image on this machine")
+    build.add_argument(
+        "recipe",
+        choices=BUILT,
+        help="debian: with cloud-init and guest agent; tiny: a kernel and busybox, in seconds",
+    )
+    build.add_argument("name", metavar="NAME", nargs="?", help="its name (default: the recipe's)")
     add("list", "show all images", changes=False)
     _name(add("info", "show one image and who uses it", changes=False))
     _name(add("check", "compare an image's content with its checksum", changes=False))
@@ -105,6 +118,18 @@ def _add_import(parser: argparse.ArgumentParser) -> None:
         "--format", choices=FORMATS, help="its format, when its name doesn't end in it"
     )
     parser.add_argument("--sha256", metavar="SUM", help="the checksum that the file must have")
+
+
+def _add_pull(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "name", metavar="NAME", help="such as debian-13; a name that is none shows all"
+    )
+    parser.add_argument("--as", dest="own", metavar="NAME", help="the image's name here")
+    parser.add_argument(
+        "--mirror",
+        metavar="URL",
+        help="what takes the place of https://HOST (default: $DRIVEBAY_IMAGE_MIRROR)",
+    )
 
 
 def look_at_target(found: argparse.Namespace) -> tuple[Inventory | None, list[str]]:

@@ -22,11 +22,10 @@ from drivebay.disks.sizes import format_size
 from drivebay.errors import AlreadyExists, StateError, UsageError
 from drivebay.vm.images import qemu_img
 from drivebay.vm.images.formats import PACKED, check_header, find_format, shown
-from drivebay.vm.images.store import Image, ImageFacts, Images, Report, host_errors, quiet
+from drivebay.vm.images.store import WHOLE, Image, ImageFacts, Images, Report, host_errors, quiet
 
 __all__ = ["check_file", "create_empty", "export", "import_file", "name_from"]
 
-_MIB: Final = 1 << 20
 _SIZE_MOST: Final = 64 << 40
 _PIECE: Final = 1 << 20
 # A packed image grows by hundreds; a bomb of zeroes by thousands.
@@ -181,10 +180,10 @@ def _decompressed(packed: IO[bytes]) -> Iterator[bytes]:
 def create_empty(images: Images, name: str, size: int, report: Report = quiet) -> Image:
     """An image of zeroes, which takes up nothing. Raises: UsageError, HostError."""
     images.check_free(name)
-    if not 0 < size <= _SIZE_MOST or size % _MIB:
+    if not 0 < size <= _SIZE_MOST or size % WHOLE:
         raise UsageError(
-            f"an image has whole MiB, at least one and at most {format_size(_SIZE_MOST)}; "
-            f"{size} bytes is not that"
+            f"an image's size is a multiple of {format_size(WHOLE)} and at most "
+            f"{format_size(_SIZE_MOST)}; {size} bytes is not that"
         )
     with images.workspace() as work:
         raw = work / "raw"

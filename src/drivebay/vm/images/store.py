@@ -30,6 +30,7 @@ from drivebay.disks.sizes import format_size
 from drivebay.errors import AlreadyExists, HostError, NotFound, StateError, UsageError
 
 __all__ = [
+    "WHOLE",
     "BuiltImage",
     "Image",
     "ImageFacts",
@@ -40,8 +41,10 @@ __all__ = [
     "quiet",
 ]
 
-MIB: Final = 1 << 20
+# A volume that begins with an image needs one of whole clusters; a pool's are of 4 MiB.
+WHOLE: Final = 4 << 20
 
+_MIB: Final = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}", re.ASCII)
 _UNFINISHED: Final = ".new-"
 
@@ -81,7 +84,7 @@ class Image:
     created: datetime
     uuid: str  # of the bdev on it: what its clones know it by
     size: int
-    virtual_size: int  # before it was padded to whole MiB
+    virtual_size: int  # before it was padded to WHOLE
     checksum: str
     mtime_ns: int
     inode: int
@@ -223,8 +226,8 @@ class Images:
             virtual_size = raw.stat().st_size
             if virtual_size == 0:
                 raise UsageError(f"'{raw.name}' is empty, and an image is not")
-            # A volume has whole MiB; what is added reads as zeroes and takes up nothing.
-            size = -(-virtual_size // MIB) * MIB
+            # What is added reads as zeroes and takes up nothing.
+            size = -(-virtual_size // WHOLE) * WHOLE
             with raw.open("r+b") as file:
                 file.truncate(size)
                 os.fsync(file.fileno())
@@ -269,10 +272,10 @@ class Images:
         Raises: UsageError, StateError, HostError.
         """
         image.check_unchanged()
-        if size % MIB or size <= image.size:
+        if size % WHOLE or size <= image.size:
             raise UsageError(
                 f"image '{image.name}' has {format_size(image.size)}: its new size has to be "
-                "larger, in whole MiB"
+                f"larger, and a multiple of {format_size(WHOLE)}"
             )
         with host_errors(f"can't make image '{image.name}' larger", image.path):
             checksum = _checksum(image.path, report, size)
@@ -308,17 +311,17 @@ def _checksum(path: Path, report: Report, size: int | None = None) -> str:
     have the same one, however sparse they are.
     """
     digest = hashlib.sha256()
-    zeroes = bytes(MIB)
+    zeroes = bytes(_MIB)
     with path.open("rb", buffering=0) as file:
         end = os.fstat(file.fileno()).st_size
         offset = _next_data(file.fileno(), 0, end)
         while offset < end:
             file.seek(offset)
-            piece = file.read(MIB).ljust(MIB, b"\0")
+            piece = file.read(_MIB).ljust(_MIB, b"\0")
             if piece != zeroes:
-                digest.update((offset // MIB).to_bytes(8, "little"))
+                digest.update((offset // _MIB).to_bytes(8, "little"))
                 digest.update(piece)
-            offset = _next_data(file.fileno(), offset + MIB, end)
+            offset = _next_data(file.fileno(), offset + _MIB, end)
             report("reading it back", min(offset, end), end)
     digest.update((end if size is None else size).to_bytes(8, "little"))
     return f"sha256-data:{digest.hexdigest()}"
@@ -327,7 +330,7 @@ def _checksum(path: Path, report: Report, size: int | None = None) -> str:
 def _next_data(descriptor: int, offset: int, end: int) -> int:
     """The first whole MiB from ``offset`` on that holds data; the end if there is none."""
     try:
-        return os.lseek(descriptor, offset, os.SEEK_DATA) // MIB * MIB
+        return os.lseek(descriptor, offset, os.SEEK_DATA) // _MIB * _MIB
     except OSError as error:
         if error.errno == errno.ENXIO:
             return end
@@ -355,7 +358,7 @@ def _read_image(name: str, path: Path, text: str) -> Image:
                 f"the image.toml of image '{name}' has no good '{key}'",
                 hint=f"remove '{path.parent}' and add the image again",
             )
-    if values["size"] <= 0 or values["size"] % MIB or not _is_uuid(values["uuid"]):
+    if values["size"] <= 0 or values["size"] % WHOLE or not _is_uuid(values["uuid"]):
         raise StateError(f"the image.toml of image '{name}' has a size or uuid that can't be")
     facts = ImageFacts(values["origin"], values["os"], values["user"], values["cloud_init"])
     return Image(name, path, facts, *(values[key] for key in _KINDS if not hasattr(facts, key)))
