@@ -1,4 +1,4 @@
-"""A domain of ours under a real libvirt: defined, started, and its disk is the target's.
+"""A VM of ours under a real libvirt: defined, started, and its disk is the target's.
 
 This libvirt is the test's own: it sees empty folders where the system's has its state.
 """
@@ -10,7 +10,9 @@ import os
 import pwd
 import shutil
 import signal
+import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,12 +22,8 @@ import pytest
 
 from drivebay.vm import initramfs
 from drivebay.vm.guest_image import GuestImage
-from drivebay.vm.hardware import Disk, Hardware, Listener, Memory, Nic, Start
-from drivebay.vm.kvm import Accelerator
-from drivebay.vm.libvirt import domain_xml
 from drivebay.vm.processes import Child, start
-from drivebay.vm.qemu import find_qemu
-from drivebay.vm.spec import Forward
+from drivebay.vm.qmp import Qmp
 from drivebay.vm.target import TargetProcess
 
 pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_root]
@@ -103,49 +101,77 @@ def _wait_for_answer(libvirt: Libvirt) -> None:
             return
 
 
-@pytest.fixture
-def hardware(guest_image: GuestImage, target: TargetProcess, folder: Path) -> Hardware:
-    """A tiny machine on a disk of the target; its forward is in QEMU's own words."""
-    nobody = pwd.getpwnam("nobody").pw_uid
-    (folder / "disk").write_bytes(bytes(8192 * 512))
-    target.call("bdev_aio_create", name="Disk0", filename=str(folder / "disk"), block_size=512)
-    target.call(
-        "vhost_create_blk_controller", ctrlr="web-system", dev_name="Disk0", socket_uid=nobody
-    )
+@dataclass(frozen=True)
+class Web:
+    """A VM of ours, made and started once by the commands that people use."""
+
+    folder: Path
+    target: TargetProcess
+
+    def drivebay(self, *words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "drivebay", *words],
+            env={**os.environ, "XDG_DATA_HOME": str(self.folder / "data")},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def vm(self, verb: str, *words: str) -> str:
+        return self.drivebay("vm", verb, "web", "-s", str(self.target.rpc_socket), *words)
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "data/drivebay/vms/web"
+
+
+@pytest.fixture(scope="module")
+def web(guest_image: GuestImage, target: TargetProcess, folder: Path) -> Iterator[Web]:
+    """Its forward is nothing that libvirt's user network can do."""
     modules = initramfs.modules_in_loading_order(guest_image.modules, MODULES)
     initrd = initramfs.pack(guest_image.busybox.read_bytes(), modules, {"/init": INIT.encode()})
     (folder / "initrd").write_bytes(initrd)
     shutil.copy(guest_image.kernel, folder / "kernel")
-    return Hardware(
-        "web",
-        Memory(192 << 10),
-        Listener(folder / "monitor"),
-        [("console", Listener(folder / "console", str(folder / "web.log")))],
-        uuid="0f5b5f3e-9d46-4f4c-8a3e-0c5c6a1f7f11",
-        machine=find_qemu().machine,
-        disks=[Disk(target.controller_socket("web-system"), 2, name="system", boot_order=0)],
-        nics=[Nic("52:54:00:12:34:56", [Forward(0, 22)])],
-        start=Start(str(folder / "kernel"), str(folder / "initrd"), "console=ttyS0 quiet panic=-1"),
-    )
+    web = Web(folder, target)
+    (folder / "disk").write_bytes(bytes(4 << 20))
+    target.call("bdev_aio_create", name="Disk0", filename=str(folder / "disk"), block_size=512)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    boot = ["--kernel", str(folder / "kernel"), "--initrd", str(folder / "initrd")]
+    boot += ["--append", "console=ttyS0 quiet panic=-1", "--memory", "192M", "--cpus", "1"]
+    web.vm("create", *boot, "--disk", "bdev=Disk0", "--forward", f"{port}:22")
+    yield web
+    web.vm("stop", "--force")
 
 
-def test_libvirt_starts_the_machine_on_our_disk(
-    libvirt: Libvirt, hardware: Hardware, target: TargetProcess, folder: Path
-) -> None:
+def test_vcpus_keep_off_the_targets_core(web: Web) -> None:
+    """With one core on this machine there is none beside the target's."""
+    web.vm("start")
+    with Qmp(web.home / "monitor.sock") as monitor:
+        threads = [entry["thread-id"] for entry in monitor.call("query-cpus-fast")]
+    cores = os.sched_getaffinity(0)
+    others = cores - {min(cores)}  # the target's is the first
+    assert [os.sched_getaffinity(thread) for thread in threads] == [others or cores]
+    web.vm("stop", "--force")
+
+
+def test_libvirt_starts_the_machine_on_our_disk(libvirt: Libvirt, web: Web) -> None:
     nobody = pwd.getpwnam("nobody")
-    domain = domain_xml(
-        find_qemu(), Accelerator("tcg", ""), hardware, (nobody.pw_uid, nobody.pw_gid)
-    )
-    file = folder / "web.xml"
-    file.write_text(domain.xml)
+    file = web.folder / "web.xml"
+    file.write_text(web.vm("libvirt-xml"))
     libvirt.virsh("define", str(file), "--validate")
+    (web.folder / "disk").write_bytes(bytes(4 << 20))
     libvirt.virsh("start", "web")
     pid = (libvirt.root / "run/libvirt/qemu/web.pid").read_text()
     assert Path(f"/proc/{pid}").stat().st_uid == nobody.pw_uid
-    log = folder / "web.log"
+    log = web.home / "console.log"
     deadline = time.monotonic() + GUEST_SECONDS
     while libvirt.virsh("domstate", "web") != "shut off":
         assert time.monotonic() < deadline, log.read_text(errors="replace")
         time.sleep(0.2)
     assert "sectors=8192" in log.read_text(errors="replace")
-    assert (folder / "disk").read_bytes().startswith(b"written by the domain\n")
+    assert (web.folder / "disk").read_bytes().startswith(b"written by the domain\n")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -144,13 +147,41 @@ def test_what_libvirt_has_no_element_for_is_in_qemus_words_and_named() -> None:
         "-device",
         "virtio-rng-pci",
     ]
-    assert [line.split(",")[0] for line in domain.beyond] == [
+    prefix = "in QEMU's own words: "
+    assert [note.removeprefix(prefix).split(",")[0] for note in domain.notes] == [
         "disk 'fast'",
         "disk 'lun'",
         f"interface {MAC}",
         "qemu_args: -device virtio-rng-pci",
     ]
-    assert made(BARE).beyond == ()
+    assert made(BARE).notes == ()
+
+
+def test_files_that_qemus_user_cannot_read_are_named() -> None:
+    top = Path(tempfile.mkdtemp(dir="/tmp"))
+    try:
+        (top / "open").mkdir()
+        names = ("open/kernel", "open/initrd", "secret", "image", "over")
+        for name in names:
+            (top / name).touch(0o644)
+        (top / "secret").chmod(0o600)
+        paths = dict(zip(names, [str(top / name) for name in names], strict=True))
+        hardware = replace(
+            with_disks(
+                Drive("a", paths["secret"]), Drive("b", paths["over"], backing=paths["image"])
+            ),
+            start=Start(paths["open/kernel"], paths["open/initrd"]),
+        )
+        assert made(hardware).notes == ()
+        top.chmod(0o755)
+        (only,) = made(hardware, (65534, 65534)).notes
+        assert only == f"'{top}/secret' can't be read by user 65534, whom QEMU is"
+        assert made(hardware, (os.geteuid(), 65534)).notes == ()
+        (top / "open").chmod(0o700)
+        (top / "over").unlink()
+        assert len(made(hardware, (65534, 65534)).notes) == 4
+    finally:
+        shutil.rmtree(top)
 
 
 def test_texts_are_escaped() -> None:

@@ -227,8 +227,8 @@ def libvirt_xml(found: argparse.Namespace) -> int:
     identity = unprivileged()
     user = None if identity is None else (identity.uid, identity.gid)
     domain = domain_xml(find_qemu(vm.spec.qemu), choose_accelerator(), hardware, user)
-    for words in domain.beyond:
-        print_warning(words)
+    for note in domain.notes:
+        print_warning(note)
     print(domain.xml)
     return DONE
 

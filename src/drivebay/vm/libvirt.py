@@ -1,8 +1,8 @@
 """A virtual machine as a libvirt domain, for those who run their machines with libvirt.
 
-Context: any; only text is made. It is the same machine as `command` starts, except that libvirt
-numbers PCI slots itself. What libvirt has no element for stands in QEMU's own words below
-<qemu:commandline>, and is listed in ``Domain.beyond``, since libvirt does not watch over it.
+Context: any; text is made, and modes of files are looked at. It is the same machine as `command`
+starts, except that libvirt numbers PCI slots itself. What libvirt has no element for stands in
+QEMU's own words below <qemu:commandline>: libvirt does not watch over it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 from xml.etree import ElementTree
 
@@ -32,10 +33,10 @@ _NOT_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010f
 
 @dataclass(frozen=True)
 class Domain:
-    """``xml`` is what 'virsh define' takes; ``beyond`` names what libvirt will not know of."""
+    """``xml`` is what 'virsh define' takes; ``notes`` are sentences for who does that."""
 
     xml: str
-    beyond: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def domain_xml(
@@ -71,7 +72,35 @@ def domain_xml(
             ElementTree.SubElement(commandline, f"{{{_QEMU}}}arg", value=word)
     _check_texts(domain)
     ElementTree.indent(domain)
-    return Domain(ElementTree.tostring(domain, encoding="unicode") + "\n", tuple(beyond.names))
+    notes = [f"in QEMU's own words: {name}" for name in beyond.names]
+    if user is not None:
+        closed = [path for path in _opened(hardware) if not _may_read(Path(path), *user)]
+        notes += [f"'{path}' can't be read by user {user[0]}, whom QEMU is" for path in closed]
+    return Domain(ElementTree.tostring(domain, encoding="unicode"), tuple(notes))
+
+
+def _opened(hardware: Hardware) -> Iterator[str]:
+    """The files that QEMU opens itself, since libvirt hands over none."""
+    for disk in hardware.disks:
+        if isinstance(disk, Drive):
+            yield from filter(None, (disk.path, disk.backing))
+    if hardware.start is not None:
+        yield from filter(None, (hardware.start.kernel, hardware.start.initrd))
+    if hardware.firmware is not None:
+        yield from (hardware.firmware.code, hardware.firmware.variables)
+
+
+def _may_read(path: Path, uid: int, gid: int) -> bool:
+    """By the modes of the file and of the folders above it; one that is not there has none."""
+    try:
+        found = [(path.stat(), 0o4), *((folder.stat(), 0o1) for folder in path.absolute().parents)]
+    except OSError:
+        return False
+    return all(
+        status.st_mode
+        & (right << (6 if status.st_uid == uid else 3 if status.st_gid == gid else 0))
+        for status, right in found
+    )
 
 
 @dataclass
