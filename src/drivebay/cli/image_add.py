@@ -23,7 +23,7 @@ from drivebay.vm.images.formats import shown
 from drivebay.vm.images.importing import check_file, create_empty, import_file, name_from
 from drivebay.vm.images.store import BuiltImage, ImageFacts, Images, Report
 
-__all__ = ["build", "create", "import_image", "pull"]
+__all__ = ["build", "build_image", "create", "import_image", "pull"]
 
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
 
@@ -120,22 +120,25 @@ def create(found: argparse.Namespace) -> int:
 
 def build(found: argparse.Namespace) -> int:
     """Make an image by one of the recipes in vm.images."""
-    recipe = importlib.import_module(f"drivebay.vm.images.{found.recipe}")
-    make: Callable[[Path, Callable[[str], None]], BuiltImage] = getattr(
-        recipe, f"build_{found.recipe}"
-    )
     name = found.name or found.recipe
     images = Images()
+    text = f"build the image '{name}' ({found.recipe})"
+    return _add(
+        found, images, name, text, lambda report: build_image(images, found.recipe, name, report)
+    )
+
+
+def build_image(images: Images, recipe: str, name: str, report: Report) -> None:
+    """Build an image, and say on standard error how far it is. Raises: what the recipe raises."""
+    module = importlib.import_module(f"drivebay.vm.images.{recipe}")
+    make: Callable[[Path, Callable[[str], None]], BuiltImage] = getattr(module, f"build_{recipe}")
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
-    def work(report: Report) -> None:
-        with images.workspace() as folder:
-            built = make(folder, say)
-            images.add(name, built.raw, built.facts, report)
-
-    return _add(found, images, name, f"build the image '{name}' ({found.recipe})", work)
+    with images.workspace() as folder:
+        built = make(folder, say)
+        images.add(name, built.raw, built.facts, report)
 
 
 def _add(

@@ -10,6 +10,7 @@ import argparse
 import importlib
 from typing import TYPE_CHECKING
 
+from drivebay.cli import vm_access
 from drivebay.cli.arguments import Parser, add_json_option, add_socket_option, parse_size
 from drivebay.cli.output import DONE, print_json
 from drivebay.cli.steps import add_change_options
@@ -51,9 +52,13 @@ _BUSES = ("virtio", "scsi", "nvme", "sata")
 
 def main(arguments: list[str]) -> int:
     """Run one of the subcommands."""
-    found = build_parser().parse_args(arguments)
+    ours, words = vm_access.split_words(arguments)
+    found = build_parser().parse_args(ours)
     if found.subcommand in ("start", "stop", "restart"):
         return _switch(found)
+    if found.subcommand not in _RUN:
+        found.words = words
+        return vm_access.run(found)
     module, function = _RUN[found.subcommand]
     run: Callable[[argparse.Namespace], int] = getattr(
         importlib.import_module(f"drivebay.cli.{module}"), function
@@ -111,8 +116,7 @@ def start_and_say(found: argparse.Namespace) -> int:
         if vm.spec.nets:
             print(f"  log in   drivebay vm ssh {found.name}")
     if found.wait:
-        access = importlib.import_module("drivebay.cli.vm_access")
-        access.wait_until_ready(vms.load(found.name))
+        vm_access.wait_until_ready(vms.load(found.name))
     return DONE
 
 
@@ -173,6 +177,7 @@ def build_parser() -> Parser:
                  changes=True)  # fmt: skip
     delete.add_argument("--keep-disks", action="store_true", help="leave its disks in their pools")
     delete.add_argument("--force", action="store_true", help="end it first, if it runs")
+    vm_access.add_parsers(add)
     add("qemu-command", "print the command line that starts it")
     add("libvirt-xml", "print it as a libvirt domain")
     return parser

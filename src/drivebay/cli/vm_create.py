@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import re
 from pathlib import Path
 from typing import Final
@@ -18,7 +17,7 @@ from drivebay.cli.vm_words import (
     said_of_guest,
 )
 from drivebay.disks.starting import connect_or_start
-from drivebay.errors import DrivebayError, HostError, UsageError
+from drivebay.errors import DrivebayError, HostError, NotFound, UsageError
 from drivebay.vm.creation import Creation, NetWish, Wish, plan_creation
 from drivebay.vm.disks import SHARING_WARNING
 from drivebay.vm.images.store import Image, Images
@@ -65,8 +64,22 @@ def _image(found: argparse.Namespace) -> Image | None:
         return None
     images = Images()
     if DEFAULT_IMAGE not in images.names():
-        importlib.import_module("drivebay.cli.image_add").build_image("debian", DEFAULT_IMAGE)
+        _build_default(images, found)
     return images.get(DEFAULT_IMAGE)
+
+
+def _build_default(images: Images, found: argparse.Namespace) -> None:
+    from drivebay.cli.image_add import build_image
+    from drivebay.cli.progress import Phases
+
+    if found.dry_run:
+        raise NotFound(
+            f"there is no image '{DEFAULT_IMAGE}' yet, and a dry run builds none",
+            hint=f"drivebay image build debian {DEFAULT_IMAGE}",
+        )
+    print_warning(f"there is no image '{DEFAULT_IMAGE}' yet: building it takes some minutes, once")
+    with Phases() as phases:
+        build_image(images, "debian", DEFAULT_IMAGE, phases)
 
 
 def _free_name(vms: Vms, stem: str) -> str:
