@@ -43,9 +43,11 @@ class GuestImage:
     modules: Path
     version: str
 
-    def initrd(self, scripts: Mapping[str, bytes] | None = None) -> bytes:
+    def initrd(
+        self, scripts: Mapping[str, bytes] | None = None, modules: Sequence[str] = MODULES
+    ) -> bytes:
         """Return an initramfs with our init, and ``scripts`` at their guest paths beside it."""
-        ordered = initramfs.modules_in_loading_order(self.modules, MODULES)
+        ordered = initramfs.modules_in_loading_order(self.modules, modules)
         everything = {"/init": guest_script("init.sh"), **(scripts or {})}
         return initramfs.pack(self.busybox.read_bytes(), ordered, everything)
 
