@@ -131,7 +131,7 @@ def test_the_whole_life_of_an_image(run: Run, raw: Path, tmp_path: Path) -> None
     assert run("import", out, "--name", "again").code == 0
     assert Images().get("again").checksum == Images().get("web").checksum
     dry = run("delete", "web", "--dry-run")
-    assert dry.out.startswith("would delete the folder")
+    assert dry.out.startswith("would delete image 'web'")
     assert run("delete", "web", "--yes").out == "image 'web' deleted\n"
     assert run("list", "-q").out == "again\n"
 

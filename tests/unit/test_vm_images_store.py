@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -89,7 +90,7 @@ def test_the_name_may_be_taken_while_an_image_is_made(
     "name", ["", "a/b", "..", ".a", "-a", "a b", "é", "a\n", "x" * 41, "a\0", "$(x)"]
 )
 def test_odd_names_are_refused(images: Images, name: str) -> None:
-    for refused in (images.get, images.check_free, images.delete):
+    for refused in (images.get, images.check_free):
         with pytest.raises(UsageError, match="can't be the name of an image"):
             refused(name)
 
@@ -235,10 +236,31 @@ def test_a_failure_while_an_image_is_made_leaves_nothing(images: Images) -> None
 
 def test_a_deleted_image_is_gone(images: Images) -> None:
     add(images)
-    images.delete("a")
+    images.delete("a", lambda: None)
     assert [path.name for path in images.folder.iterdir()] == [".lock"]
     with pytest.raises(NotFound):
-        images.delete("a")
+        images.delete("a", lambda: None)
+
+
+def test_an_image_that_is_not_released_stays(images: Images) -> None:
+    made = add(images)
+    held = []
+
+    def refuse() -> None:
+        lock = os.open(images.folder / ".lock", os.O_RDWR)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            held.append("all names")
+        finally:
+            os.close(lock)
+        raise InUse("somebody reads from it")
+
+    with pytest.raises(InUse, match="somebody reads"):
+        images.delete("a", refuse)
+    assert held == ["all names"]
+    images.get("a").check_unchanged()
+    assert made.path.exists()
 
 
 # ---- users --------------------------------------------------------------------------------------

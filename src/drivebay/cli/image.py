@@ -146,7 +146,7 @@ def look_at_target(found: argparse.Namespace) -> tuple[Inventory | None, list[st
                 volumes = call(client, "bdev_lvol_get_lvols")
             except RpcRefused:  # a target that may not be asked (--rpcs-allowed)
                 volumes = []
-            lost = [str(volume["alias"]) for volume in volumes if volume["is_degraded"]]
+            lost = [str(volume["alias"]) for volume in volumes if volume.get("is_degraded")]
             return read_inventory(client), lost
     except Unreachable:
         if found.socket is not None:

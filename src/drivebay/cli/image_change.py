@@ -10,13 +10,12 @@ from drivebay.cli.output import DONE, print_json
 from drivebay.cli.progress import Phases
 from drivebay.cli.steps import carry_out
 from drivebay.disks.connection import call, connect
-from drivebay.disks.inventory import Disk
 from drivebay.disks.plan import Plan
 from drivebay.disks.sizes import format_size
 from drivebay.errors import UsageError
 from drivebay.vm.images.formats import FORMATS, format_of_name
 from drivebay.vm.images.importing import export
-from drivebay.vm.images.store import Images
+from drivebay.vm.images.store import Image, Images
 from drivebay.vm.images.users import bdev_of, refuse_used
 
 __all__ = ["check", "convert", "delete", "resize"]
@@ -63,16 +62,16 @@ def resize(found: argparse.Namespace) -> int:
     """Make an image larger that nobody uses."""
     images = Images()
     image = images.get(found.name)
-    inventory, incomplete = look_at_target(found)
-    refuse_used(image, inventory, incomplete, "resized")
+    _release(image, found, "resized", act=False)
     plan = Plan()
-    if inventory is not None:
-        _plan_close(plan, bdev_of(image, inventory), found)
     with Phases() as phases:
-        plan.add(
-            f"make image '{image.name}' {format_size(found.size)} large",
-            lambda: images.grow(image, found.size, phases),
-        )
+
+        def grow() -> None:
+            with images.locked():
+                _release(image, found, "resized")
+                images.grow(image, found.size, phases)
+
+        plan.add(f"make image '{image.name}' {format_size(found.size)} large", grow)
         done = carry_out(plan, found)
     if done:
         show_image(images.get(image.name), found)
@@ -83,12 +82,12 @@ def delete(found: argparse.Namespace) -> int:
     """Delete an image that nobody uses, and its bdev in a running target."""
     images = Images()
     image = images.get(found.name)
-    inventory, incomplete = look_at_target(found)
-    refuse_used(image, inventory, incomplete, "deleted")
+    _release(image, found, "deleted", act=False)
     plan = Plan()
-    if inventory is not None:
-        _plan_close(plan, bdev_of(image, inventory), found)
-    plan.add(f"delete the folder '{image.path.parent}'", lambda: images.delete(image.name))
+    plan.add(
+        f"delete image '{image.name}' with its folder '{image.path.parent}'",
+        lambda: images.delete(image.name, lambda: _release(image, found, "deleted")),
+    )
     if carry_out(plan, found, f"Delete image '{image.name}'?"):
         if found.json:
             print_json({"deleted": image.name})
@@ -97,13 +96,14 @@ def delete(found: argparse.Namespace) -> int:
     return DONE
 
 
-def _plan_close(plan: Plan, bdev: Disk | None, found: argparse.Namespace) -> None:
-    """The next VM that begins with the image opens it again."""
-    if bdev is None:
-        return
+def _release(image: Image, found: argparse.Namespace, what: str, *, act: bool = True) -> None:
+    """Have the target let go of an image that nobody uses; without ``act`` only look.
 
-    def close() -> None:
+    The next VM that begins with the image opens it again. Raises: InUse.
+    """
+    inventory, incomplete = look_at_target(found)
+    refuse_used(image, inventory, incomplete, what)
+    bdev = None if inventory is None else bdev_of(image, inventory)
+    if act and bdev is not None:
         with connect(found.socket) as client:
             call(client, f"bdev_{bdev.module}_delete", {"name": bdev.bdev})
-
-    plan.add(f"let go of '{bdev.place}' in the target", close)

@@ -89,6 +89,8 @@ def import_file(
         size = _survey(path, kind, called, work)
         raw = work / "raw"
         qemu_img.convert(path, kind, raw, "raw", called, size_most=size, report=report)
+        if raw.stat().st_size != size:
+            raise StateError(f"qemu-img wrote {raw.stat().st_size} bytes of '{called}', not {size}")
         return images.add(name, raw, facts, report)
 
 
@@ -204,7 +206,14 @@ def export(image: Image, target: Path, kind: str, report: Report = quiet) -> Non
     size_most = image.size + image.size // 8 + (64 << 20)  # with tables
     try:
         qemu_img.convert(
-            image.path, "raw", new, kind, image.name, size_most=size_most, report=report
+            image.path,
+            "raw",
+            new,
+            kind,
+            image.name,
+            size_most=size_most,
+            report=report,
+            ours=True,
         )
         with host_errors(f"can't make '{target}'", target):
             new.rename(target)

@@ -1,14 +1,16 @@
 """qemu-img on files that anybody may have made: bounded, told the format, its words as ours.
 
 Context: a short-lived process. It gets absolute paths (so that no name is taken for a protocol),
-and at most so much memory, processor time and length of a file as an honest image needs. It ends
-with us, even when we are killed.
+and at most so much memory, processor time and length of a file as an honest image needs. Started
+by root, it is the user nobody, who may read everything and write one file. It ends with us, even
+when we are killed.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -20,7 +22,8 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from drivebay.errors import DrivebayError, HostError, InUse, NotFound, StateError
-from drivebay.vm.images.store import Report, quiet
+from drivebay.vm.images.store import Report, host_errors, quiet
+from drivebay.vm.processes import Identity, unprivileged
 
 __all__ = ["Extent", "check", "convert", "extents", "virtual_size"]
 
@@ -31,6 +34,7 @@ _MEMORY_BYTES: Final = 4 << 30
 _LOOK_S: Final = 900
 _WORDS_BYTES: Final = 1 << 20  # its error messages are in a file, too
 _PROGRESS: Final = re.compile(rb"\((\d+\.\d+)/100%\)")
+_CAP_DAC_READ_SEARCH: Final = 2
 _CORRUPT: Final = 2
 _LEAKS: Final = 3
 _UNSUPPORTED: Final = 63
@@ -69,7 +73,7 @@ def check(path: Path, kind: str, called: str) -> None:
 def extents(path: Path, kind: str, called: str) -> Iterator[Extent]:
     """What holds data. Bound: as many as there are runs of blocks. Raises: as virtual_size."""
     words = ["map", "--output=json", "-f", kind, str(path.absolute())]
-    with _started(called, words) as output:
+    with _started(called, words, _reader()) as output:
         for line in output:
             text = line.strip().strip(b"[],")
             if text:
@@ -87,15 +91,26 @@ def convert(
     *,
     size_most: int,
     report: Report = quiet,
+    ours: bool = False,
 ) -> None:
-    """Write what an image holds into another file. Raises: HostError, StateError, InUse."""
+    """Write what an image holds into a new file. Raises: HostError, StateError, InUse.
+
+    ``ours``: the source is one that we made, and the target may lie where there are no owners.
+    """
     words = ["convert", "-p", "-S", "4k", "-f", kind, "-O", to]
     words += [str(source.absolute()), str(target.absolute())]
     what = f"converting {called}"
-    with _started(called, words, size_most=size_most, look=False) as output:
+    user = None if ours else _reader()
+    with host_errors(f"can't make '{target}'", target):
+        target.touch(0o600, exist_ok=False)
+        if user is not None:
+            user.take(target)
+    with _started(called, words, user, size_most=size_most, look=False) as output:
         while piece := output.read1(4096):  # type: ignore[attr-defined]
             for match in _PROGRESS.finditer(piece):
                 report(what, round(float(match[1]) * 100), 10000)
+    if user is not None:
+        os.chown(target, os.geteuid(), os.getegid())
 
 
 def _json(text: bytes) -> dict[str, Any]:
@@ -109,7 +124,7 @@ def _json(text: bytes) -> dict[str, Any]:
 
 
 def _run(called: str, *words: str, accepted: tuple[int, ...] = (0,)) -> bytes:
-    with _started(called, list(words), accepted=accepted) as output:
+    with _started(called, list(words), unprivileged(), accepted=accepted) as output:
         return output.read()
 
 
@@ -117,6 +132,7 @@ def _run(called: str, *words: str, accepted: tuple[int, ...] = (0,)) -> bytes:
 def _started(
     called: str,
     words: list[str],
+    user: Identity | None,
     *,
     size_most: int = 0,
     look: bool = True,
@@ -125,7 +141,7 @@ def _started(
     """Run qemu-img; the block reads what it prints. Raises: what it died of, in a sentence."""
     limits = [f"--as={_MEMORY_BYTES}", f"--fsize={size_most + _WORDS_BYTES}"]
     limits += [f"--cpu={_LOOK_S}"] if look else []
-    command = ["prlimit", *limits, "--", "setpriv", "--pdeathsig=KILL", "--"]
+    command = ["prlimit", *limits, "--", "setpriv", "--pdeathsig=KILL", *_drop(user), "--"]
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [*command, _tool(), *words],
@@ -145,6 +161,28 @@ def _started(
         if code not in accepted:
             errors.seek(0)
             raise _failure(called, words[0], code, errors.read(20000).decode(errors="replace"))
+
+
+def _reader() -> Identity | None:
+    """Whom root's qemu-img becomes; None for others, who have nothing to drop.
+
+    Also None for a root that lacks the one right that nobody needs to read any file, as in some
+    containers: it is confined there.
+    """
+    status = Path("/proc/self/status").read_text()
+    rights = int(status.partition("CapEff:")[2].split()[0], 16)
+    return unprivileged() if rights >> _CAP_DAC_READ_SEARCH & 1 else None
+
+
+def _drop(user: Identity | None) -> list[str]:
+    """The words by which setpriv leaves it the right to read files, and no other."""
+    if user is None:
+        return []
+    return [
+        *(f"--reuid={user.uid}", f"--regid={user.gid}", "--clear-groups", "--no-new-privs"),
+        *("--bounding-set=-all,+dac_read_search", "--inh-caps=-all,+dac_read_search"),
+        "--ambient-caps=+dac_read_search",
+    ]
 
 
 def _tool() -> str:

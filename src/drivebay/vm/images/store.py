@@ -176,7 +176,8 @@ class Images:
         check_image_name(name)
         if (self.folder / name).exists():
             raise AlreadyExists(
-                f"there is an image '{name}' already", hint=f"drivebay image info {name}"
+                f"there is an image '{name}' already",
+                hint=f"choose another name, or drivebay image delete {name}",
             )
 
     @contextlib.contextmanager
@@ -291,14 +292,23 @@ class Images:
         _write(grown)
         return grown
 
-    def delete(self, name: str) -> None:
-        """Remove an image that nobody uses (see `images.users`). Raises: NotFound, HostError."""
-        with self.locked(), host_errors(f"can't delete image '{name}'", self.folder / name):
+    def delete(self, name: str, release: Callable[[], object]) -> None:
+        """Remove an image, once ``release`` has seen that nobody uses it (`users.refuse_used`).
+
+        It runs while all names are held still, so whoever holds them, too, while a clone is
+        made can't lose the image meanwhile. Raises: NotFound, HostError, what release raises.
+        """
+        with self.locked():
             self.get(name)
-            # By one rename it is no image any more; what a crash leaves then is swept away.
-            doomed = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.folder))
-            (self.folder / name).rename(doomed / name)
-            shutil.rmtree(doomed)
+            release()
+            with host_errors(f"can't delete image '{name}'", self.folder / name):
+                self._remove(name)
+
+    def _remove(self, name: str) -> None:
+        # By one rename it is no image any more; what a crash leaves then is swept away.
+        doomed = Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.folder))
+        (self.folder / name).rename(doomed / name)
+        shutil.rmtree(doomed)
 
 
 # ---- content ------------------------------------------------------------------------------------
