@@ -17,6 +17,7 @@ from drivebay.vm.machine import Machine, MachineSpec
 from drivebay.vm.qemu import find_qemu
 from drivebay.vm.target import TargetProcess
 from tests.e2e.bay import Bay
+from tests.e2e.vm_bay import VmBay
 
 LOGS_SHOWN = pytest.StashKey[dict[str, Path]]()
 LOG_TAIL_BYTES = 4000
@@ -73,6 +74,25 @@ def bay(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     with tempfile.TemporaryDirectory(prefix="drivebay-", dir="/var/tmp") as name:
         monkeypatch.setenv("XDG_DATA_HOME", f"{name}/data")
         bay = Bay(Path(name), capsys)
+        try:
+            yield bay
+        finally:
+            bay.end()
+
+
+@pytest.fixture(scope="module")
+def vm_bay() -> Iterator[VmBay]:
+    """A user without VMs, images or a target; whatever a module's tests make ends with it."""
+    with (
+        tempfile.TemporaryDirectory(prefix="drivebay-", dir="/var/tmp") as name,
+        pytest.MonkeyPatch.context() as environment,
+    ):
+        folder = Path(name)
+        folder.chmod(0o711)  # QEMU's own user passes through to the sockets of its disks
+        (folder / "run").mkdir(mode=0o711)
+        environment.setenv("XDG_DATA_HOME", f"{name}/data")
+        environment.setenv("XDG_RUNTIME_DIR", f"{name}/run")
+        bay = VmBay(folder)
         try:
             yield bay
         finally:

@@ -38,6 +38,7 @@ EXCEPTIONS: dict[str, set[str]] = {
     # They find the process of a background target, and check its options before it starts.
     "cli/target": {"target.daemon", "target.options"},
     "disks/connection": {"target.daemon", "target.options"},
+    "disks/starting": {"target.daemon"},
     "cli/bundle": {"target.daemon"},
     # It finds a VM's process again as the target's is found.
     "vm/run": {"target.daemon"},

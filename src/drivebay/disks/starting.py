@@ -1,7 +1,8 @@
 """A target for a command that needs one: the one that runs, or one that is started for it.
 
 Context: a short-lived process. The started target is that of `drivebay target start`: in the
-background, with its state kept, and ended by `drivebay target stop`.
+background, with its state kept, and ended by `drivebay target stop`. Its RPC socket lies in this
+user's state folder, since the usual one may be another user's.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from drivebay.disks.connection import connect
 from drivebay.errors import InUse, StateError, Unreachable
+from drivebay.target.daemon import make_state_folder
 
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client
@@ -33,6 +35,7 @@ def connect_or_start(named: str | None) -> Client:
             raise
     # -P: a folder 'drivebay' where the user happens to be must not be run as ours.
     command = [sys.executable, "-P", "-m", "drivebay", "target", "start"]
+    command += ["-r", str(make_state_folder() / "rpc.sock")]
     try:
         done = subprocess.run(
             command,

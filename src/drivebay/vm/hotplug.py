@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from drivebay.errors import StateError, UsageError
+from drivebay.errors import StateError
 from drivebay.vm.command import Properties, disk_parts
 from drivebay.vm.hardware import Disk
 from drivebay.vm.qemu import Qemu
@@ -22,9 +22,9 @@ LETTING_GO_SECONDS: Final = 20.0
 
 
 def plug(vm: Vm, qemu: Qemu, disk: Disk) -> None:
-    """Add a disk to a running VM, or nothing. Raises: UsageError, StateError, QmpRefused."""
+    """Add a disk to a running VM, or nothing. Raises: StateError, QmpRefused."""
     if disk.bus == "sata":
-        raise UsageError(
+        raise StateError(
             "QEMU adds no SATA disk to a running machine",
             hint=f"stop VM '{vm.name}' first, or add it with bus=virtio",
         )

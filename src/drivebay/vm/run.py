@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from drivebay.errors import HostError, InUse, StateError
+from drivebay.errors import HostError, InUse, PeerError, StateError
 from drivebay.target.daemon import start_ticks
 from drivebay.vm.command import command_line
 from drivebay.vm.hardware import Hardware, Listener, check_socket_path
@@ -194,6 +194,7 @@ def launch(
             vm.text,
         )
         _write_record(vm, found)
+        child.let_go()
     except BaseException:
         child.stop()
         raise
@@ -212,7 +213,7 @@ def _wait_for_monitor(vm: Vm, child: Child) -> None:
             with Qmp(vm.monitor_socket, timeout_s=1.0) as qmp:
                 qmp.call("query-status")
                 return
-        except (OSError, HostError):
+        except (OSError, HostError, PeerError):  # not up yet, or just gone
             if time.monotonic() > deadline:
                 raise StateError(
                     f"QEMU of VM '{vm.name}' did not answer within {ANSWER_SECONDS:.0f} s, and "

@@ -1,0 +1,94 @@
+"""A user's VMs in folders of their own, and the command line that makes them.
+
+The commands run in this process; the target and QEMU are processes of their own, as they are
+for a user. Whatever a test does, all of them end with the bay.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from drivebay.cli.main import main
+from drivebay.vm.guest_image import GuestImage
+from drivebay.vm.store import Vms
+
+
+class Done(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+class VmBay:
+    """The folders are named by the environment, which the fixture has set."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, *words: str) -> Done:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = main(list(words))
+        return Done(code, out.getvalue(), err.getvalue())
+
+    def ok(self, *words: str) -> str:
+        done = self.run(*words)
+        assert done.code == 0, (words, done.out, done.err)
+        return done.out
+
+    def json(self, *words: str) -> Any:
+        return json.loads(self.ok(*words, "--json"))
+
+    def refused(self, *words: str) -> str:
+        done = self.run(*words)
+        assert done.code == 1, (words, done.code, done.out, done.err)
+        return done.err
+
+    def vm(self, *words: str) -> str:
+        return self.ok("vm", *words)
+
+    def info(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.json("vm", "info", name)
+        return found
+
+    def pid(self, name: str) -> int:
+        pid = self.info(name)["pid"]
+        assert isinstance(pid, int), f"VM '{name}' is not running"
+        return pid
+
+    def vm_folder(self, name: str) -> Path:
+        return Path(self.info(name)["folder"])
+
+    def target_pid(self) -> int:
+        return int(self.json("target", "status")["pid"])
+
+    def controllers(self) -> list[str]:
+        shown = json.loads(self.ok("rpc", "vhost_get_controllers"))
+        return [entry["ctrlr"] for entry in shown]
+
+    def disks(self) -> list[str]:
+        return self.ok("disk", "list", "-q").split()
+
+    def end(self) -> None:
+        """Nothing that a test has started stays."""
+        for name in Vms().names():
+            with contextlib.suppress(ProcessLookupError):
+                info = self.run("vm", "info", name, "--json")
+                if info.code == 0 and json.loads(info.out)["pid"] is not None:
+                    os.kill(json.loads(info.out)["pid"], signal.SIGKILL)
+        self.run("target", "stop", "--force")
+
+
+def tiny_kernel(folder: Path, image: GuestImage) -> list[str]:
+    """The words that start the demo's guest: its init waits for commands on a second port."""
+    kernel, initrd = folder / "kernel", folder / "initrd"
+    if not initrd.exists():
+        kernel.write_bytes(image.kernel.read_bytes())
+        initrd.write_bytes(image.initrd())
+    return ["--kernel", str(kernel), "--initrd", str(initrd), "--append", "console=ttyS0 quiet"]
