@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import socket
@@ -12,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from drivebay.cli.arguments import Parser, add_json_option
-from drivebay.cli.vm_access import add_parsers, run, split_words, wait_until_ready
+from drivebay.cli.completion import candidates
+from drivebay.cli.vm import main
+from drivebay.cli.vm_access import wait_until_ready
 from drivebay.errors import NotFound, StateError, UsageError
 from drivebay.vm.spec import Forward
 from drivebay.vm.ssh import SshSilent
@@ -29,22 +29,7 @@ exit "$SSH_CODE"
 
 
 def drivebay_vm(*arguments: str) -> int:
-    """What `drivebay vm` does with its arguments."""
-    ours, words = split_words(list(arguments))
-    parser = Parser("drivebay vm")
-    commands = parser.add_subparsers(dest="subcommand", required=True)
-
-    def add(name: str, text: str, *, named: bool = True) -> Parser:
-        command: Parser = commands.add_parser(name, help=text)
-        if named:
-            command.add_argument("name")
-        add_json_option(command)
-        return command
-
-    add_parsers(add)
-    found: argparse.Namespace = parser.parse_args(ours)
-    found.words = words
-    return run(found)
+    return main(list(arguments))
 
 
 @pytest.fixture
@@ -280,3 +265,16 @@ def test_ready_is_when_somebody_can_log_in(
 def test_waiting_for_what_is_nothing_is_refused(vm: Vm, arguments: list[str]) -> None:
     with pytest.raises(UsageError):
         drivebay_vm("wait", "web", *arguments)
+
+
+def test_names_are_completed(vm: Vm) -> None:
+    assert candidates(["vm", "ssh", ""]) == ["web"]
+    assert candidates(["vm", "ssh", "x"]) == []
+    assert candidates(["vm", "create", ""]) == []
+
+
+def test_words_for_nobody_are_refused(vm: Vm) -> None:
+    with pytest.raises(UsageError, match="unrecognized arguments: x"):
+        drivebay_vm("ssh-config", "web", "--", "x")
+    with pytest.raises(UsageError, match="unrecognized arguments: ls"):
+        drivebay_vm("ssh", "web", "ls")

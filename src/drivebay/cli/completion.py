@@ -45,6 +45,10 @@ _NAMED = {
     "pool": ("info", "grow", "delete"),
     "disk": ("info", "resize", "snapshot", "revert", "clone", "limit", "delete"),
     "image": ("info", "check", "convert", "resize", "delete", "pull"),
+    "vm": (
+        *("set", "start", "stop", "restart", "info", "attach", "detach", "clone", "delete", "log"),
+        *("console", "ssh", "ssh-config", "exec", "wait", "qemu-command", "libvirt-xml"),
+    ),
 }
 
 # A person waits at the keyboard.
@@ -112,7 +116,11 @@ def _methods() -> list[str]:
 
 
 def _names(group: str) -> list[str]:
-    """The running target's pools, or disks with their snapshots."""
+    """The running target's pools, or disks with their snapshots; or the VMs."""
+    if group == "vm":
+        from drivebay.vm.store import Vms
+
+        return Vms().names()
     from drivebay.disks.connection import connect
     from drivebay.disks.inventory import read_inventory
 
