@@ -51,6 +51,7 @@ class FakeAgent:
         self.heard: list[Heard] = []
         self.answers: dict[str, list[Answer]] = {"guest-sync-delimited": [obeys_sync]}
         self.first_words = b""  # in the port from before
+        self.late = b""  # said before the next answer, whatever is asked
         self._listening = socket.socket(socket.AF_UNIX)
         self._listening.bind(str(path))
         self._listening.listen(1)
@@ -84,7 +85,8 @@ class FakeAgent:
                     if answer == b"":
                         return
                     if answer is not None:
-                        connection.sendall(answer)
+                        connection.sendall(self.late + answer)
+                        self.late = b""
             except ConnectionError:
                 return
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 from drivebay.errors import DrivebayError, HostError, PeerError
 from drivebay.vm import agent as agent_module
 from drivebay.vm.agent import Agent, AgentRefused, AgentSilent, Interface
-from tests.fakes.qemu_agent import FakeAgent, done, obeys_sync, raw, refuses, says, silent
+from tests.fakes.qemu_agent import FakeAgent, done, raw, refuses, says, silent
 
 SHORT = 0.05
 
@@ -77,15 +76,19 @@ def test_the_end_of_qemu_is_noticed(guest: FakeAgent) -> None:
 
 
 def test_a_late_answer_is_not_taken_for_the_next_one(guest: FakeAgent) -> None:
-    # The answer to the ping before comes with that to the synchronization.
-    guest.will("guest-ping", silent, says({}))
-    late = json.dumps({"return": 99}).encode() + b"\n"
+    guest.will("guest-ping", silent)
+    guest.will("guest-fsfreeze-thaw", says(3))
     with Agent(guest.path) as agent:
         with pytest.raises(AgentSilent):
             agent.call("guest-ping", SHORT)
-        guest.will("guest-sync-delimited", lambda heard: late + obeys_sync(heard))
-        guest.will("guest-fsfreeze-thaw", says(3))
+        guest.late = b'{"return": 99}\n'
         assert agent.thaw() == 3
+
+
+def test_a_short_answer_behind_a_long_one_is_found(guest: FakeAgent) -> None:
+    """They come together, so that what was searched for the end of one is no matter any more."""
+    guest.late = b"x" * 1_000_000 + b"\n"
+    Agent(guest.path).close()
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -93,9 +94,22 @@ def test_a_clone_takes_no_address_of_another_vm_nor_twice_the_same() -> None:
     assert len({net.mac for net in clone.nets} | taken) == 4
 
 
-def test_a_host_name_that_was_chosen_stays() -> None:
-    from dataclasses import replace
+def test_a_clone_takes_neither_its_originals_addresses_nor_one_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However unlucky the hash is."""
 
+    def unlucky(origin: Origin, name: str, index: int, attempt: int = 0) -> str:
+        return f"52:54:00:00:00:{attempt:02x}"
+
+    monkeypatch.setattr(identity, "mac_address", unlucky)
+    spec = web()
+    nets = (replace(spec.nets[0], mac="52:54:00:00:00:00"), spec.nets[1])
+    clone = new_identity(replace(spec, nets=nets), "web2", HERE, {"52:54:00:00:00:02"})
+    assert [net.mac for net in clone.nets] == ["52:54:00:00:00:01", "52:54:00:00:00:03"]
+
+
+def test_a_host_name_that_was_chosen_stays() -> None:
     spec = web()
     assert spec.cloud_init is not None
     spec = replace(spec, cloud_init=replace(spec.cloud_init, hostname="shop"))
@@ -105,8 +119,6 @@ def test_a_host_name_that_was_chosen_stays() -> None:
 
 
 def test_without_cloud_init_a_clone_has_none() -> None:
-    from dataclasses import replace
-
     assert new_identity(replace(web(), cloud_init=None), "web2", HERE, ()).cloud_init is None
 
 

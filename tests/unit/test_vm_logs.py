@@ -55,6 +55,22 @@ def test_nothing_is_lost_when_a_log_is_turned_over(tmp_path: Path) -> None:
     assert b"".join(found) == b" and its endtwo"
 
 
+def test_last_words_before_a_turn_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They come, and the log is turned over, while it is looked whether that happened."""
+    log = tmp_path / "log"
+    log.write_bytes(b"one")
+
+    def turn_over(path: Path, descriptor: int) -> bool:
+        with log.open("ab") as file:
+            file.write(b", last")
+        log.rename(tmp_path / "log.1")
+        return True
+
+    monkeypatch.setattr("drivebay.vm.logs._turned_over", turn_over)
+    pieces = new_bytes(log)
+    assert next(pieces) + next(pieces) == b"one, last"
+
+
 def test_a_log_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "log").mkdir()
     with pytest.raises(HostError, match="can't read .*/log'"):

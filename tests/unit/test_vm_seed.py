@@ -89,6 +89,11 @@ def test_the_user_logs_in_with_the_vms_key_and_their_own() -> None:
     assert "hashed_passwd" not in user
 
 
+def test_yaml_reads_what_json_means() -> None:
+    """A pair of escaped surrogates is one sign in JSON, and two wrong ones in YAML."""
+    assert "jo 🔑" in seed(machine(ssh_keys=(LOGIN + " jo 🔑",)))["user-data"]
+
+
 def test_a_password_unlocks_the_user() -> None:
     (user,) = cloud_config(machine(password_hash=HASH))["users"]
     assert user["hashed_passwd"] == HASH
@@ -203,6 +208,8 @@ def test_the_smallest_networks_have_no_broadcast(address: str) -> None:
         ({"packages": ("fio", "-o Dpkg::X=1")}, "packages"),
         ({"packages": ("fio\nrm",)}, "packages"),
         ({"ssh_keys": (LOGIN + "\nssh-rsa evil",)}, "ssh_keys"),
+        ({"ssh_keys": (LOGIN + "\u2028x",)}, "ssh_keys"),  # for YAML these two are ends of a line
+        ({"ssh_keys": (LOGIN + "\x85x",)}, "ssh_keys"),
         ({"ssh_keys": ("my key",)}, "ssh_keys"),
         ({"ssh_keys": ("",)}, "ssh_keys"),
         ({"password_hash": "secret"}, "password_hash"),

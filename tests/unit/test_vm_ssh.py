@@ -142,7 +142,7 @@ def check_strict(options: dict[str, list[str]], keys: Path) -> None:
     assert options["stricthostkeychecking"] == ["true"]
 
 
-@pytest.mark.parametrize("folder", ["/vms/web/keys", "/vms of jo/50% off/web\\1/keys"])
+@pytest.mark.parametrize("folder", ["/vms/web/keys", "/vms of jo/50% off/a\\\\b\\1/keys"])
 def test_ssh_understands_the_command_line(folder: str) -> None:
     command = ssh_command(SPEC, Path(folder), ["ls", "-l"])
     assert command[-4:] == ["--", "127.0.0.1", "ls", "-l"]

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from drivebay.errors import StateError, UsageError
+from drivebay.vm.run import Running
 from drivebay.vm.spec import Forward
 from drivebay.vm.store import Vm
-from drivebay.vm.waiting import nearest_goal, wait_for
+from drivebay.vm.waiting import _on_console, nearest_goal, wait_for
 from tests.fakes.qemu_agent import FakeAgent, says
 from tests.unit.vm_folder import make_vm, seem_to_run, spec_of
 
@@ -80,29 +81,33 @@ def test_the_agent_is_there_when_it_answers(process: subprocess.Popen[bytes]) ->
     assert agent.commands() == ["guest-ping"]
 
 
-def test_a_text_may_come_in_pieces(process: subprocess.Popen[bytes]) -> None:
-    vm = running_vm(process)
-    vm.console_log.write_bytes(b"web lo")
-    waiting: list[float] = []
-    thread = threading.Thread(
-        target=lambda: waiting.append(wait_for(vm, "console", LONG, "login:"))
-    )
-    thread.start()
-    with vm.console_log.open("ab") as log:
-        log.write(b"gi")
-        log.flush()
-        log.write(b"n: ")
-    thread.join(LONG)
-    assert len(waiting) == 1
+def test_a_text_may_come_in_pieces(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    look = _on_console(log, b"login:")
+    assert not look(LONG)
+    for piece in (b"web lo", b"g", b"in"):
+        with log.open("ab") as file:
+            file.write(piece)
+        assert not look(LONG)
+    with log.open("ab") as file:
+        file.write(b": ")
+    assert look(LONG)
 
 
 def test_last_words_count(
     process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The VM says them and ends between two looks."""
     vm = running_vm(process)
-    vm.console_log.write_bytes(b"reboot: Power down\r\n")
-    alive = iter([True, False])
-    monkeypatch.setattr("drivebay.vm.run.Running.alive", lambda found: next(alive))
+    looks = iter(["it is found", "it lives"])
+
+    def alive(found: Running) -> bool:
+        if next(looks, None) is None:
+            vm.console_log.write_bytes(b"reboot: Power down\r\n")
+            return False
+        return True
+
+    monkeypatch.setattr(Running, "alive", alive)
     wait_for(vm, "console", LONG, "Power down")
 
 

@@ -329,7 +329,10 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 
 def _silence(command: str) -> AgentSilent:
-    return AgentSilent(f"no guest agent answers ('{command}')", hint=INSTALL_HINT)
+    return AgentSilent(
+        f"no guest agent answers ('{command}'): the guest is still starting, or has none",
+        hint=INSTALL_HINT,
+    )
 
 
 def _refusal(command: str, error: object) -> AgentRefused:

@@ -62,7 +62,7 @@ def read_password(path: Path | None) -> str:
         return _asked()
     try:
         with path.open(encoding="utf-8") as file:
-            return file.readline(2 * BYTES_MOST).rstrip("\r\n")
+            return file.readline(2 * BYTES_MOST).rstrip("\n")
     except UnicodeDecodeError:
         raise UsageError(f"the password in '{path}' is not UTF-8") from None
     except OSError as error:

@@ -96,7 +96,6 @@ def _too_late(vm: Vm, timeout_s: float, why: str) -> StateError:
 def _look(vm: Vm, found: Running, goal: str, text: str | None) -> _Look:
     if goal == "ssh":
         spec = started_spec(vm, found)
-        endpoint(spec)  # if no port leads there, no time helps
         return lambda left: _ssh_answers(spec, min(left, _ONE_TRY_S))
     if goal == "agent":
         return lambda left: _agent_answers(vm.agent_socket, min(left, _ONE_TRY_S))
