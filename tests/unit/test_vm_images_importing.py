@@ -320,6 +320,10 @@ def test_a_vmdk_descriptor_that_names_a_file_of_the_host_is_refused(
     header = struct.pack("<4sIIQQQQ", b"KDMV", 1, 3, 0, 128, 1, 1).ljust(512, b"\0")
     descriptor.write_bytes(header + "\n".join(lines).encode().ljust(512, b"\0"))
     assert "data lies in other files" in refused(run("import", descriptor), tmp_path)
+    # … which may call itself what it likes.
+    text = "\n".join(lines).replace("monolithicFlat", "monolithicSparse").encode()
+    descriptor.write_bytes(header + text.ljust(512, b"\0"))
+    assert "data lies in other files" in refused(run("import", descriptor), tmp_path)
     split = converted_split(tmp_path)
     assert "data lies in other files" in refused(run("import", split), tmp_path)
 
@@ -398,7 +402,7 @@ def test_a_disk_that_fills_up_in_mid_conversion_leaves_nothing(
     monkeypatch.setenv("XDG_DATA_HOME", str(small_tmpfs))
     monkeypatch.setattr(importing, "free_bytes", lambda path: 1 << 40)
     done = run("import", disk)
-    assert (done.code, "No space left on device" in done.err) == (1, True), done.err
+    assert (done.code, "No space left on device\nhint: df -h" in done.err) == (1, True), done.err
     assert [path.name for path in (small_tmpfs / "drivebay" / "images").iterdir()] == [".lock"]
     status = os.statvfs(small_tmpfs)
     assert status.f_bfree * status.f_frsize > 3 * MIB

@@ -167,9 +167,9 @@ def _open(url: str, headers: dict[str, str] | None = None, method: str = "GET") 
     except urllib.error.URLError as error:
         if isinstance(error.reason, str):
             raise _no_proxy_there(error) from error
-        raise _Broken(str(error.reason)) from error
+        raise _Broken(_spell(error.reason)) from error
     except (OSError, http.client.HTTPException) as error:
-        raise _Broken(str(error) or type(error).__name__) from error
+        raise _Broken(_spell(error)) from error
     except ValueError as error:
         raise _no_proxy_there(error) from error
 
@@ -233,11 +233,17 @@ def _is_final(error: BaseException) -> bool:
     )
 
 
+def _spell(error: BaseException) -> str:
+    """What the operating system or a library says, without its number."""
+    said = error.strerror if isinstance(error, OSError) else None
+    return _printable(said or str(error) or type(error).__name__)
+
+
 def _unreachable(url: str, error: BaseException) -> StateError:
-    return StateError(
-        f"can't fetch '{clean_url(url)}': {_printable(str(error))}",
-        hint="is the network there? a proxy is taken from http_proxy and https_proxy",
-    )
+    hint = "is the network there? a proxy is taken from http_proxy and https_proxy"
+    if "CERTIFICATE" in str(error):
+        hint = "apt install ca-certificates, or name a file of certificates in SSL_CERT_FILE"
+    return StateError(f"can't fetch '{clean_url(url)}': {_spell(error)}", hint=hint)
 
 
 # ---- a file -------------------------------------------------------------------------------------
@@ -353,13 +359,13 @@ def _fetch(url: str, part: _Part, verified: bool, report: Report, pause: Pause) 
 
 
 def _broke_off(url: str, part: _Part, error: BaseException) -> StateError:
-    why = _printable(str(error) or type(error).__name__)
     if part.size == 0:
         return _unreachable(url, error)
     of = f" of {format_size(part.said.total)}" if part.said.total is not None else ""
     goes_on = part.said.validator is not None
     return StateError(
-        f"'{clean_url(url)}' broke off {_TRIES} times ({why}): {format_size(part.size)}{of} came",
+        f"'{clean_url(url)}' broke off {_TRIES} times ({_spell(error)}): "
+        f"{format_size(part.size)}{of} came",
         hint="run the command again: it goes on there"
         if goes_on
         else "run the command again: it begins anew, since this server can't go on",
@@ -456,5 +462,5 @@ def _next_piece(answer: Any, file: IO[bytes]) -> bytes:
         file.write(error.partial)
         raise _Broken("the connection ended early") from error
     except (OSError, http.client.HTTPException) as error:
-        raise _Broken(str(error) or type(error).__name__) from error
+        raise _Broken(_spell(error)) from error
     return found
