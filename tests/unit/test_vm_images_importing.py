@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 import pytest
 
 from drivebay.cli.main import main
+from drivebay.errors import HostError
 from drivebay.vm.images import importing
-from drivebay.vm.images.store import Images
+from drivebay.vm.images.store import BuiltImage, ImageFacts, Images
 
 MIB = 1 << 20
 # 2 MiB of data, a hole, and some more, not whole MiB long.
@@ -145,6 +146,29 @@ def test_an_empty_image_takes_up_nothing(run: Run, tmp_path: Path) -> None:
         )
 
 
+def test_what_a_recipe_builds_becomes_an_image(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build_tiny(work: Path, say: Callable[[str], None]) -> BuiltImage:
+        say("making a disk")
+        (work / "root").mkdir()
+        raw = work / "disk"
+        raw.write_bytes(CONTENT)
+        if (tmp_path / "fail").exists():
+            raise HostError("no busybox", 2)
+        return BuiltImage(raw, ImageFacts("built here", "Tiny", cloud_init=False))
+
+    monkeypatch.setattr("drivebay.vm.images.tiny.build_tiny", build_tiny)
+    (tmp_path / "fail").touch()
+    assert "no busybox" in refused(run("build", "tiny"), tmp_path)
+    (tmp_path / "fail").unlink()
+    done = run("build", "tiny", "mine", "--json")
+    assert (done.code, done.err) == (0, "making a disk\n")
+    assert (done.json["name"], done.json["os"], done.json["cloud_init"]) == ("mine", "Tiny", False)
+    assert run("build", "tiny", "-q").out == "tiny\n"
+    assert "already" in run("build", "tiny").err
+
+
 def test_a_dry_run_imports_nothing(run: Run, raw: Path, tmp_path: Path) -> None:
     done = run("import", raw, "--dry-run")
     assert done.out == f"would copy '{raw}' in as image 'disk'\n"
@@ -159,6 +183,9 @@ def test_an_export_has_its_format_and_replaces_nothing(
     out = tmp_path / f"new.{kind}"
     done = run("convert", "web", out, "--json")
     assert done.json == {"name": "web", "file": str(out), "format": kind}
+    umask = os.umask(0o022)
+    os.umask(umask)
+    assert out.stat().st_mode & 0o777 == 0o666 & ~umask
     again = run("convert", "web", out)
     assert (again.code, f"there is a file '{out}' already" in again.err) == (1, True)
     assert "doesn't say which format" in run("convert", "web", tmp_path / "new").err

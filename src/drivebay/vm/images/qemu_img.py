@@ -102,7 +102,7 @@ def convert(
     what = f"converting {called}"
     user = None if ours else _reader()
     with host_errors(f"can't make '{target}'", target):
-        target.touch(0o600, exist_ok=False)
+        target.touch(0o666 if ours else 0o600, exist_ok=False)
         if user is not None:
             user.take(target)
     with _started(called, words, user, size_most=size_most, look=False) as output:
