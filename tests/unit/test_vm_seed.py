@@ -73,11 +73,45 @@ def test_the_disk_has_the_three_files_and_no_more() -> None:
 
 
 def test_meta_data_is_read_before_the_network_is_up() -> None:
-    assert json.loads(seed(machine())["meta-data"]) == {
-        "instance-id": "drivebay-7",
-        "local-hostname": "web",
-        "dsmode": "local",
-    }
+    found = json.loads(seed(machine())["meta-data"])
+    assert found.pop("instance-id").startswith("drivebay-7-")
+    assert found == {"local-hostname": "web", "dsmode": "local"}
+
+
+def instance_id(spec: VmSpec, user_data: str | None = None) -> str:
+    found = json.loads(seed(spec, user_data)["meta-data"])["instance-id"]
+    assert isinstance(found, str)
+    return found
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"user": "ann"},
+        {"ssh_keys": ()},
+        {"password_hash": HASH},
+        {"packages": ("fio",)},
+        {"instance_id": "drivebay-8"},
+    ],
+)
+def test_what_is_done_once_is_done_again_after_a_change(change: dict[str, Any]) -> None:
+    assert instance_id(machine(**change)) != instance_id(machine())
+    once = cloud_config(machine(**change))["bootcmd"] == cloud_config(machine())["bootcmd"]
+    assert once == ("instance_id" not in change)  # the machine-id stays
+
+
+def test_other_user_data_is_read_again() -> None:
+    assert len({instance_id(machine(), own) for own in (None, "#!/bin/sh\n", "#!/bin/ash\n")}) == 3
+
+
+def test_what_counts_at_each_start_does_nothing_again() -> None:
+    other = machine(replace(NET, address="10.0.2.50/24"), hostname="shop")
+    assert instance_id(other) == instance_id(machine())
+
+
+def test_another_version_of_the_tool_does_nothing_again() -> None:
+    """If this fails, all guests make their users and host keys anew at their next start."""
+    assert instance_id(machine(password_hash=HASH, packages=("fio",))) == "drivebay-7-2bef7889"
 
 
 def test_the_user_logs_in_with_the_vms_key_and_their_own() -> None:
@@ -118,7 +152,7 @@ def test_packages_are_installed_only_when_there_are_some() -> None:
 
 def test_the_machine_id_is_made_anew_once_for_an_instance() -> None:
     (command,) = cloud_config(machine())["bootcmd"]
-    assert command[:5] == ["cloud-init-per", "instance", "drivebay-machine-id", "sh", "-c"]
+    assert command[:5] == ["cloud-init-per", "once", "machine-id-drivebay-7", "sh", "-c"]
 
 
 def test_a_network_config_counts_at_each_start() -> None:

@@ -8,15 +8,16 @@ Context: any; pure.
 
 All is JSON, which YAML contains: no text of vm.toml can become a key or a line of its own.
 
-When what happens. The instance id decides what cloud-init does anew: users, host keys and
-machine-id are made once for an instance, the network at each start (``updates``), so that an
-address can be changed later. With ``dsmode: local`` all that is done before the network is
-up: a clone has its own machine-id, from which its DHCP client id comes, before it asks for
-an address.
+When what happens. cloud-init makes users, keys and packages once for an instance id. The
+guest gets ours with a hash of those settings behind it, so that a change of one is carried out
+at the next start; the machine-id is made once for ours alone. Network and host name count at
+each start. With ``dsmode: local`` all that is done before the network is up: a clone has its
+own machine-id, from which its DHCP client id comes, before it asks for an address.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import ipaddress
 import json
@@ -64,8 +65,9 @@ def seed_iso(spec: VmSpec, public_key: str, host_key: HostKey, user_data: str | 
             f"VM '{spec.name}' has no cloud-init", hint="add a table [cloud_init] to its vm.toml"
         )
     check_cloud_init(cloud_init)
+    settings = _hash(cloud_init, public_key, host_key, user_data)
     meta_data = {
-        "instance-id": cloud_init.instance_id,
+        "instance-id": f"{cloud_init.instance_id}-{settings}",
         "local-hostname": cloud_init.hostname,
         "dsmode": "local",
     }
@@ -98,6 +100,23 @@ def check_cloud_init(cloud_init: CloudInit) -> None:
         _check(_PASSWORD_HASH, cloud_init.password_hash, "a hashed password", "password_hash")
 
 
+def _hash(cloud_init: CloudInit, public_key: str, host_key: HostKey, user_data: str | None) -> str:
+    """A hash of what cloud-init carries out once for an instance.
+
+    Of the settings only, not of what we make of them: another version of this tool must not
+    have everything done anew.
+    """
+    settings = {
+        "user": cloud_init.user,
+        "keys": [public_key.strip(), *cloud_init.ssh_keys],
+        "host": host_key.public.strip(),
+        "password": cloud_init.password_hash,
+        "packages": cloud_init.packages,
+        "own": user_data,
+    }
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
+
+
 def _check(pattern: re.Pattern[str], value: str, what: str, field: str) -> None:
     if not pattern.fullmatch(value):
         raise UsageError(f"cloud-init: '{value[:80]}' is not {what}", field=field)
@@ -119,6 +138,7 @@ def _cloud_config(
     if cloud_init.password_hash is not None:
         # Unlike 'passwd' it is set for a user who exists, too: in a clone.
         user |= {"lock_passwd": False, "hashed_passwd": cloud_init.password_hash}
+    renew_once = ["cloud-init-per", "once", f"machine-id-{cloud_init.instance_id}"]
     config: dict[str, Any] = {
         # A person's user-data without a user of its own expects the image's.
         "users": ["default", user] if beside_own else [user],
@@ -128,9 +148,7 @@ def _cloud_config(
             "ed25519_public": host_key.public.strip(),
         },
         "manage_etc_hosts": True,
-        "bootcmd": [
-            ["cloud-init-per", "instance", "drivebay-machine-id", "sh", "-c", NEW_MACHINE_ID]
-        ],
+        "bootcmd": [[*renew_once, "sh", "-c", NEW_MACHINE_ID]],
         "updates": {"network": {"when": ["boot-new-instance", "boot"]}},
     }
     if cloud_init.packages:
