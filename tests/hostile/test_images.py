@@ -200,7 +200,7 @@ def test_a_qemu_img_that_dies_is_said(
     assert names_of_images(tmp_path) == {".lock"}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes somebody else")
+@pytest.mark.needs_root
 def test_root_s_qemu_img_is_nobody_and_may_only_read(start_import: Import) -> None:
     process = start_import("")
     child = converting(process)
@@ -214,3 +214,20 @@ def test_root_s_qemu_img_is_nobody_and_may_only_read(start_import: Import) -> No
     assert status["NoNewPrivs"] == "1"
     limits = Path(f"/proc/{child}/limits").read_text()
     assert str(MIB + MIB) in next(line for line in limits.splitlines() if "file size" in line)
+
+
+@pytest.mark.needs_root
+def test_a_root_that_can_not_give_away_the_right_to_read_imports_all_the_same(
+    tmp_path: Path,
+) -> None:
+    """As in containers, whose root lacks CAP_DAC_READ_SEARCH."""
+    disk = tmp_path / "disk.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(disk), "1M"], check=True)
+    lacking = ["setpriv", "--bounding-set=-dac_read_search", "--inh-caps=-dac_read_search", "--"]
+    done = subprocess.run(
+        [*lacking, sys.executable, "-m", "drivebay", "image", "import", str(disk), "-q"],
+        env={**os.environ, "XDG_DATA_HOME": str(tmp_path / "data")},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout) == (0, "disk\n"), done.stderr

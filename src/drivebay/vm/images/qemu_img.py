@@ -124,7 +124,7 @@ def _json(text: bytes) -> dict[str, Any]:
 
 
 def _run(called: str, *words: str, accepted: tuple[int, ...] = (0,)) -> bytes:
-    with _started(called, list(words), unprivileged(), accepted=accepted) as output:
+    with _started(called, list(words), _reader(), accepted=accepted) as output:
         return output.read()
 
 
@@ -195,6 +195,8 @@ def _tool() -> str:
 def _failure(called: str, verb: str, code: int, said: str) -> DrivebayError:
     if "No space left on device" in said:
         return HostError(f"can't {verb} '{called}'", errno.ENOSPC, hint="df -h")
+    if said.startswith(("setpriv:", "prlimit:")):
+        return StateError(f"qemu-img can't be confined, so it was not run: {said.strip()[:300]}")
     lines = [line.removeprefix("qemu-img: ").strip() for line in said.splitlines() if line.strip()]
     if "lock" in said and "Failed to get" in said:
         return InUse(
