@@ -17,6 +17,7 @@ import pytest
 
 from drivebay.cli.main import main
 from drivebay.disks.inventory import Disk, Inventory, Pool, Use
+from drivebay.errors import HostError
 from drivebay.host import emulator, machine, resources, storage, tools
 from drivebay.host.emulator import check_emulator
 from drivebay.host.finding import Finding
@@ -152,6 +153,18 @@ def test_a_vm_that_cannot_be_read_does_not_stop_the_doctor(
     assert shown.code == 0
     assert "warning  VMs" in shown.out
     assert f"mend it: {vm.folder}/vm.toml" in shown.out
+
+
+def test_a_folder_of_vms_that_cannot_be_read_is_a_problem(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Vms) -> list[str]:
+        raise HostError("can't look into '/x'", 13)
+
+    monkeypatch.setattr(Vms, "names", refuse)
+    shown = run()
+    assert shown.code == 1
+    assert "can't look into '/x': Permission denied" in shown.out
 
 
 # ---- QEMU and KVM -------------------------------------------------------------------------------

@@ -49,6 +49,15 @@ def test_a_binary_is_asked_once_and_each_has_its_own_memory(tmp_path: Path, path
     assert first.machines == ("pc-q35-9.1", "pc-q35-9.2")
 
 
+def test_where_nothing_can_be_remembered_it_is_asked_each_time(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(path))  # a file
+    assert find_qemu(str(path)) == find_qemu(str(path))
+    assert Path(f"{path}.asked").read_text() == "x\nx\n"
+
+
 def test_a_binary_that_changed_is_asked_again(path: Path) -> None:
     stand_in(path)
     find_qemu(str(path))

@@ -75,7 +75,12 @@ def _check_host(socket: str | None) -> Iterable[Finding]:
     yield from check_folders()
     vms = Vms()
     readable = []
-    for name in vms.names():
+    try:
+        names = vms.names()
+    except DrivebayError as error:
+        yield failed("VMs", error)
+        names = []
+    for name in names:
         try:
             readable.append(vms.load(name))
         except DrivebayError as error:

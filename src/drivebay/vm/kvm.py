@@ -20,11 +20,12 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from drivebay.vm.places import cache_dir
+from drivebay.vm.places import cache_folder, remember
 
 __all__ = ["Accelerator", "choose_accelerator", "static_objection"]
 
 PROBE_SECONDS = 2.0
+MEMORY = "accelerator.json"
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
@@ -42,15 +43,11 @@ def choose_accelerator() -> Accelerator:
     if objection is not None:
         return Accelerator("tcg", objection)
     key = f"{BOOT_ID.read_text().strip()} uid {os.getuid()}"
-    memory = cache_dir() / "accelerator.json"
-    known = _remembered(memory, key)
+    known = _remembered(key)
     if known is not None:
         return known
     found = _probe()
-    text = json.dumps({"key": key, **asdict(found)})
-    fresh = memory.with_suffix(f".{os.getpid()}.new")
-    fresh.write_text(text)
-    fresh.replace(memory)
+    remember(MEMORY, json.dumps({"key": key, **asdict(found)}))
     return found
 
 
@@ -78,9 +75,9 @@ def static_objection(
     return None
 
 
-def _remembered(memory: Path, key: str) -> Accelerator | None:
+def _remembered(key: str) -> Accelerator | None:
     try:
-        saved = json.loads(memory.read_text())
+        saved = json.loads((cache_folder() / MEMORY).read_text())
         if saved["key"] == key:
             return Accelerator(str(saved["name"]), str(saved["reason"]))
     except (OSError, ValueError, KeyError, TypeError):

@@ -5,10 +5,11 @@ Context: any. The XDG variables are read at each call, so that a test may point 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
-__all__ = ["cache_dir", "cache_folder", "state_dir"]
+__all__ = ["cache_dir", "cache_folder", "remember", "state_dir"]
 
 
 def cache_folder() -> Path:
@@ -24,6 +25,22 @@ def cache_dir() -> Path:
 def state_dir() -> Path:
     """Return the folder for logs and other things to keep, made if absent."""
     return _made(_folder("XDG_STATE_HOME", ".local/state"))
+
+
+def remember(name: str, text: str) -> None:
+    """Write a file of the cache, at once or not at all; where that can't be, it is found out anew.
+
+    The caller finds it at ``cache_folder() / name``.
+    """
+    path = cache_folder() / name
+    fresh = path.with_suffix(f".{os.getpid()}.new")
+    with contextlib.suppress(OSError):
+        cache_dir()
+        try:
+            fresh.write_text(text)
+            fresh.replace(path)
+        except OSError:
+            fresh.unlink(missing_ok=True)
 
 
 def _folder(variable: str, below_home: str) -> Path:

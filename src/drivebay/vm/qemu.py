@@ -14,12 +14,13 @@ from typing import Any
 
 from drivebay.errors import NotFound
 from drivebay.vm.packages import install_command
-from drivebay.vm.places import cache_dir
+from drivebay.vm.places import cache_folder, remember
 from drivebay.vm.qemu_probe import probe
 
 __all__ = ["FEATURES", "Qemu", "Version", "find_qemu"]
 
 BINARY = "qemu-system-x86_64"
+MEMORY = "qemu.json"
 ELSEWHERE = ["/usr/libexec/qemu-kvm"]  # Red Hat's family keeps it from PATH
 
 Version = tuple[int, int]
@@ -87,8 +88,7 @@ def find_qemu(name: str | None = None) -> Qemu:
         stamp = [path.stat().st_mtime_ns, _modules_changed()]
     except OSError as error:
         raise NotFound(f"can't look at '{path}': {error.strerror}") from error
-    memory = cache_dir() / "qemu.json"
-    remembered = _read_memory(memory)
+    remembered = _read_memory()
     known = _as_qemu(path, stamp, remembered.get(str(path)))
     if known is not None:
         return known
@@ -100,7 +100,7 @@ def find_qemu(name: str | None = None) -> Qemu:
         "machines": found.machines,
         "machine": found.machine,
     }
-    _write_memory(memory, remembered)
+    remember(MEMORY, json.dumps(remembered))
     return Qemu(path, found.version, found.features, found.machines, found.machine)
 
 
@@ -134,22 +134,12 @@ def mend_for(part: str | None) -> str:
     return other if command is None else f"{command}; or {other}"
 
 
-def _read_memory(memory: Path) -> dict[str, Any]:
+def _read_memory() -> dict[str, Any]:
     try:
-        remembered = json.loads(memory.read_text())
+        remembered = json.loads((cache_folder() / MEMORY).read_text())
     except (OSError, ValueError):
         return {}
     return remembered if isinstance(remembered, dict) else {}
-
-
-def _write_memory(memory: Path, remembered: dict[str, Any]) -> None:
-    """At once or not at all; without it, the next one asks again."""
-    fresh = memory.with_suffix(f".{os.getpid()}.new")
-    try:
-        fresh.write_text(json.dumps(remembered))
-        fresh.replace(memory)
-    except OSError:
-        fresh.unlink(missing_ok=True)
 
 
 def _as_qemu(path: Path, stamp: list[int], saved: Any) -> Qemu | None:
