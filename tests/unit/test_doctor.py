@@ -198,13 +198,26 @@ def test_without_qemu_its_package_is_named(monkeypatch: pytest.MonkeyPatch) -> N
     ],
 )
 def test_what_qemu_lacks_has_a_loss_and_a_mend(
-    host: Path, changed: dict[str, str], level: str, loss: str
+    host: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, str], level: str, loss: str
 ) -> None:
     changed["block_driver"] = "blkio_connect failed"
+    monkeypatch.setattr("drivebay.vm.packages.this_distribution", lambda: "debian")
     found = only(check_emulator(str(stand_in(host / "lacking", **changed))))
     assert found.level == level
     assert loss in found.what
     assert "QEMU" in str(found.mend)
+    assert "it comes with" not in str(found.mend)
+
+
+def test_where_no_package_is_known_those_of_others_are_named(
+    host: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drivebay.vm.packages.this_distribution", lambda: None)
+    found = only(check_emulator(str(stand_in(host / "lacking"))))
+    assert found.level == "note"
+    assert str(found.mend).endswith(
+        "; it comes with qemu-block-extra (Debian, Ubuntu), qemu-block-blkio (Fedora)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -409,7 +422,8 @@ def test_a_vm_that_would_start_has_nothing_to_mend(
 
 
 def test_no_vm_of_that_name_is_said(run: Run) -> None:
-    assert run("vm", "web").code == 1
+    shown = run("vm", "web")
+    assert (shown.code, shown.out) == (1, "")
 
 
 def test_a_vm_toml_that_is_wrong_is_the_problem(vms: Vms, make: Callable[..., Vm]) -> None:
