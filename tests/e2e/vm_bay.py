@@ -11,6 +11,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,10 +34,10 @@ class VmBay:
         self.folder = folder
 
     def run(self, *words: str) -> Done:
-        out, err = io.StringIO(), io.StringIO()
+        out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = main(list(words))
-        return Done(code, out.getvalue(), err.getvalue())
+        return Done(code, _text(out), _text(err))
 
     def ok(self, *words: str) -> str:
         done = self.run(*words)
@@ -68,6 +70,25 @@ class VmBay:
     def target_pid(self) -> int:
         return int(self.json("target", "status")["pid"])
 
+    def program(
+        self, *words: str, timeout_s: float = 120, stdin: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """A command as a process of its own: one that runs ssh, or a terminal."""
+        return subprocess.run(
+            [sys.executable, "-m", "drivebay", *words],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def ssh(self, name: str, command: str, timeout_s: float = 120) -> str:
+        """Run a shell command in a guest, which has to succeed."""
+        done = self.program("vm", "ssh", name, "--", command, timeout_s=timeout_s)
+        assert done.returncode == 0, (name, command, done.stdout, done.stderr)
+        return done.stdout
+
     def controllers(self) -> list[str]:
         shown = json.loads(self.ok("rpc", "vhost_get_controllers"))
         return [entry["ctrlr"] for entry in shown]
@@ -83,6 +104,12 @@ class VmBay:
                 if info.code == 0 and json.loads(info.out)["pid"] is not None:
                     os.kill(json.loads(info.out)["pid"], signal.SIGKILL)
         self.run("target", "stop", "--force")
+
+
+def _text(stream: io.TextIOWrapper) -> str:
+    stream.flush()
+    stream.seek(0)
+    return stream.read()
 
 
 def tiny_kernel(folder: Path, image: GuestImage) -> list[str]:

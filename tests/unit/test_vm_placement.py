@@ -40,6 +40,8 @@ ONE = HostCores({0: frozenset(range(4))}, frozenset(range(4)))
         # Nothing is left, or nothing is to be said.
         (ONE, 0, {0, 1, 2, 3}, 2, Placement()),
         (ONE, 0, set(), 2, Placement()),
+        # Fewer cores beside the target's than vCPUs: they may share the target's.
+        (ONE, 0, {0, 1}, 3, Placement()),
         # Cores that this process may not use are nobody's to give.
         (HostCores(TWO.nodes, frozenset({0, 2, 3})), 1, {0}, 2, Placement(1, (2, 3), None)),
         (HostCores(), None, {0}, 1, Placement()),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,9 +21,11 @@ from drivebay.vm.disks import (
     SHARING_WARNING,
     check_writers,
     ensure_controller,
+    plan_closing_of_image,
     plan_deletion,
     remove_controller,
 )
+from drivebay.vm.images.store import Images
 from drivebay.vm.ports import check_free
 from drivebay.vm.processes import unprivileged
 from drivebay.vm.qemu import find_qemu
@@ -271,6 +274,9 @@ def _plan_disks(
             plan.facts.append(f"its disk '{disk.name}' stays, as '{disk.bdev}'")
         else:
             plan_deletion(plan, client, inventory, disk)
+    if vm.spec.image is not None and not found.keep_disks:
+        with contextlib.suppress(NotFound):
+            plan_closing_of_image(plan, client, Images().get(vm.spec.image))
 
 
 def _plan_removal(plan: Plan, client: Client, vm: Vm, disk: DiskSpec) -> None:

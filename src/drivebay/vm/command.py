@@ -110,7 +110,9 @@ def disk_parts(qemu: Qemu, disk: Disk | Drive, port: str) -> list[tuple[str, Pro
         return [("blockdev", node), ("device", _device(disk, port))]
     nodes: list[tuple[str, Properties]] = []
     if disk.backing is not None:
-        nodes.append(("blockdev", _file_node(f"file-{disk.name}-base", disk.backing, True)))
+        file = _file_node(f"file-{disk.name}-base", disk.backing, True)
+        # An image never changes, and the target reads it too: nothing has to be locked.
+        nodes.append(("blockdev", file | {"locking": "off"}))
         below = f"file-{disk.name}-base"
         base: Properties = {"driver": "raw", "node-name": f"{disk.name}-base", "file": below,
                             "read-only": True}  # fmt: skip

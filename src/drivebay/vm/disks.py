@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from drivebay.disks.connection import call
-from drivebay.disks.inventory import Disk, Inventory, check_name
+from drivebay.disks.inventory import Disk, Inventory, check_name, read_inventory
 from drivebay.disks.plan import Plan
 from drivebay.disks.sizes import format_size
 from drivebay.errors import AlreadyExists, InUse, NotFound, StateError, UsageError
-from drivebay.vm.images.users import bdev_of, bdev_parameters
+from drivebay.vm.images.users import bdev_of, bdev_parameters, clones_of
 
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client
@@ -37,6 +37,7 @@ __all__ = [
     "controller_name",
     "ensure_controller",
     "plan_clone_of_image",
+    "plan_closing_of_image",
     "plan_deletion",
     "plan_empty_disk",
     "remove_controller",
@@ -170,6 +171,21 @@ def plan_deletion(plan: Plan, client: Client, inventory: Inventory, disk: DiskSp
             doomed.append(snapshot)
     for each in doomed:
         _plan_delete(plan, client, each)
+
+
+def plan_closing_of_image(plan: Plan, client: Client, image: Image) -> None:
+    """Let the target close an image's file when the last volume that begins with it is gone."""
+    plan.add(
+        f"close the image '{image.name}', if no other disk begins with it",
+        lambda: _close_image(client, image),
+    )
+
+
+def _close_image(client: Client, image: Image) -> None:
+    inventory = read_inventory(client)
+    bdev = bdev_of(image, inventory)
+    if bdev is not None and not bdev.uses and not clones_of(image, inventory):
+        call(client, "bdev_aio_delete", {"name": bdev.bdev})
 
 
 def _plan_delete(plan: Plan, client: Client, volume: Disk) -> None:

@@ -46,7 +46,8 @@ def choose(
 ) -> Placement:
     """Place a VM of ``cpus`` processors whose disk is on ``disk_node`` (None: on no node).
 
-    vCPUs stay on the node if it has a core for each, and else may use them all.
+    vCPUs stay on the node if it has a core for each, else off the target's cores if that
+    leaves a core for each, and else may use them all: a target that is idle needs none.
     """
     node = disk_node if len(host.nodes) > 1 and disk_node in host.nodes else None
     free = host.allowed - frozenset(target_cores)
@@ -56,7 +57,7 @@ def choose(
         near = free & host.nodes[node]
         mask = _mask(host.nodes[node] & frozenset(target_cores))
     cores = near if len(near) >= cpus else free
-    if cores == host.allowed:
+    if len(cores) < cpus or cores == host.allowed:
         cores = frozenset()
     return Placement(node, tuple(sorted(cores)), mask)
 

@@ -101,6 +101,7 @@ class Descriptors:
         self._vm, self._owner, self._stack = vm, owner, stack
         self._sets: list[tuple[int, int]] = []
         self._all: list[int] = []
+        self._last_set = 0
 
     @property
     def files(self) -> Sequence[tuple[int, int]]:
@@ -112,16 +113,24 @@ class Descriptors:
         return tuple(self._all)
 
     def file(self, path: Path, flags: int = os.O_RDONLY) -> str:
-        """Open a file for QEMU; return the name by which it opens it. Raises: HostError."""
-        try:
-            descriptor = os.open(path, flags | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise HostError(
-                f"can't open '{path}' for VM '{self._vm.name}'", error.errno or 0, path=str(path)
-            ) from error
-        self._keep(descriptor)
-        self._sets.append((descriptor, len(self._sets) + 1))
-        return f"/dev/fdset/{len(self._sets)}"
+        """Open a file for QEMU; return the name by which it opens it. Raises: HostError.
+
+        QEMU takes from a set the descriptor whose mode it wants: it looks at a file that it
+        will write to by reading it first.
+        """
+        self._last_set += 1
+        for mode in {flags, os.O_RDONLY} if flags == os.O_RDWR else {flags}:
+            try:
+                descriptor = os.open(path, mode | os.O_CLOEXEC, 0o600)
+            except OSError as error:
+                raise HostError(
+                    f"can't open '{path}' for VM '{self._vm.name}'",
+                    error.errno or 0,
+                    path=str(path),
+                ) from error
+            self._keep(descriptor)
+            self._sets.append((descriptor, self._last_set))
+        return f"/dev/fdset/{self._last_set}"
 
     def readable(self, path: Path) -> str:
         """A file that QEMU can open only by a name of the file system: a kernel, an initrd.

@@ -17,7 +17,7 @@ from drivebay.errors import DrivebayError, InUse
 from drivebay.vm.images.store import Image
 from drivebay.vm.spec import read_spec
 
-__all__ = ["bdev_of", "bdev_parameters", "refuse_used", "users_of"]
+__all__ = ["bdev_of", "bdev_parameters", "clones_of", "refuse_used", "users_of"]
 
 
 def users_of(
@@ -26,7 +26,7 @@ def users_of(
     """Whoever needs the image, each in words: \"disk 'default/web'\", \"VM 'web'\"."""
     folder = data_folder() / "vms" if vms is None else vms
     users = [] if inventory is None else [f"disk '{disk.reference}'" for disk in
-                                          _clones(image, inventory)]  # fmt: skip
+                                          clones_of(image, inventory)]  # fmt: skip
     for path in sorted(folder.glob("*/vm.toml")):
         name = path.parent.name
         try:
@@ -96,7 +96,7 @@ def bdev_of(image: Image, inventory: Inventory) -> Disk | None:
     )
 
 
-def _clones(image: Image, inventory: Inventory) -> list[Disk]:
+def clones_of(image: Image, inventory: Inventory) -> list[Disk]:
     """Volumes that begin with the image, and those that begin with them; no snapshots."""
     names = {image.uuid, image.bdev}
     bdev = bdev_of(image, inventory)
