@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack
@@ -16,9 +17,11 @@ from drivebay.vm.kvm import choose_accelerator
 from drivebay.vm.machine import Machine, MachineSpec
 from drivebay.vm.qemu import find_qemu
 from drivebay.vm.target import TargetProcess
+from tests.e2e import debian_guest
 from tests.e2e.bay import Bay
 from tests.e2e.vm_bay import VmBay
 
+BUILDING = pytest.StashKey[subprocess.Popen[bytes] | None]()
 LOGS_SHOWN = pytest.StashKey[dict[str, Path]]()
 LOG_TAIL_BYTES = 4000
 
@@ -28,6 +31,12 @@ BootGuest = Callable[[str, Sequence[Disk]], Machine]
 @pytest.fixture(scope="session")
 def guest_image() -> GuestImage:
     return prepare_guest(print)
+
+
+@pytest.fixture(scope="session")
+def debian_image() -> Path:
+    """A Debian with cloud-init on a raw disk, not to be written to."""
+    return debian_guest.debian_image()
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +106,19 @@ def vm_bay() -> Iterator[VmBay]:
             yield bay
         finally:
             bay.end()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Begin with the Debian image at once if a test wants it, since it takes two minutes."""
+    wanted = any("debian_image" in getattr(item, "fixturenames", ()) for item in session.items)
+    if wanted and not session.config.option.collectonly:
+        session.config.stash[BUILDING] = debian_guest.start_building()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    building = session.config.stash.get(BUILDING, None)
+    if building is not None:
+        debian_guest.end_building(building)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -1,28 +1,36 @@
-"""A newer QEMU's tools, unpacked beside the system: vhost-user-blk clients that are not ours.
+"""A newer QEMU, unpacked beside the system: another version to run VMs with, and its tools.
 
-Debian 12's QEMU has no block driver that connects to a vhost-user socket; that of Debian 13's
-backports has (through libblkio). Its packages are only extracted, into the user's cache, and
-run by their own loader: nothing is installed, and root is not needed.
+The tools are vhost-user-blk clients that are not ours: Debian 12's QEMU has no block driver
+that connects to a vhost-user socket; that of Debian 13's backports has (through libblkio). The
+packages are only extracted and run by their own loader: nothing is installed, and root is not
+needed. They lie below /var/tmp and not in the cache, which is closed to the user `nobody` that
+root's QEMU runs as.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
+import stat
 import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from drivebay.vm.places import cache_dir
-
 SUITE = "trixie"
 BACKPORTS = f"{SUITE}-backports"
-PACKAGES = "qemu-utils,qemu-block-extra,libblkio1"
+PACKAGES = "qemu-utils,qemu-block-extra,libblkio1,qemu-system-x86"
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 KEYRING = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
 UNPACK_SECONDS = 300
+WRAPPER = """\
+#!/bin/sh
+export QEMU_MODULE_DIR={libraries}/qemu
+exec {libraries}/ld-linux-x86-64.so.2 --library-path {libraries} \\
+    {tree}/usr/bin/qemu-system-x86_64 -L {tree}/usr/share/qemu -L {tree}/usr/share/seabios "$@"
+"""
 
 
 @dataclass(frozen=True)
@@ -45,18 +53,41 @@ class NewerQemu:
         )
 
 
+def system_emulator() -> Path:
+    """Return a program that is qemu-system-x86_64, for `--qemu`; anybody may run it."""
+    return newer_qemu().tree / "qemu-system-x86_64"
+
+
 def newer_qemu() -> NewerQemu:
-    """Return the tools; the first time takes about ten seconds and 110 MB of the cache."""
-    home = cache_dir() / "newer-qemu"
-    home.mkdir(exist_ok=True)
-    tree = home / BACKPORTS
+    """Return the tools; the first time takes about 20 seconds and 224 MB of /var/tmp."""
+    home = _home()
+    tree = home / f"{BACKPORTS}-{hashlib.sha256((PACKAGES + WRAPPER).encode()).hexdigest()[:8]}"
     with (home / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not tree.is_dir():
             with tempfile.TemporaryDirectory(prefix=".new-", dir=home) as name:
                 _unpack(Path(name))
+                _wrap(Path(name) / "tree", tree)
                 (Path(name) / "tree").rename(tree)
     return NewerQemu(tree)
+
+
+def _home() -> Path:
+    """A folder of ours where anybody could have made one of that name."""
+    home = Path(f"/var/tmp/drivebay-newer-qemu-{os.geteuid()}")
+    home.mkdir(mode=0o755, exist_ok=True)
+    found = home.lstat()
+    assert stat.S_ISDIR(found.st_mode), f"{home} is no folder"
+    assert found.st_uid == os.geteuid(), f"{home} belongs to user {found.st_uid}"
+    assert not found.st_mode & 0o022, f"{home} can be written to by others"
+    return home
+
+
+def _wrap(tree: Path, final: Path) -> None:
+    wrapper = tree / "qemu-system-x86_64"
+    wrapper.write_text(WRAPPER.format(tree=final, libraries=final / LIBRARIES))
+    wrapper.chmod(0o755)
+    tree.chmod(0o755)
 
 
 def _unpack(work: Path) -> None:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What udhcpc calls for a tiny guest with the lease in variables.
+# What udhcpc calls for a tiny guest, with the lease in variables.
 case $1 in
 deconfig)
     ip addr flush dev "$interface"
@@ -7,6 +7,7 @@ deconfig)
 bound | renew)
     ip addr flush dev "$interface"
     ip addr add "$ip/$mask" dev "$interface"
+    echo "$(hostname) has $ip/$mask" > /dev/console
     for gateway in $router; do
         ip route add default via "$gateway" dev "$interface" && break
     done

@@ -36,7 +36,6 @@ FILES: Final = {
     "etc/profile": "export PATH=/bin HOME=/root TERM=vt100 PS1='tiny# '\n",
     "etc/inittab": (
         "::sysinit:/etc/rc\n"
-        "::respawn:/bin/acpid -f -l /dev/null -p /dev/acpid.pid\n"
         "ttyS0::respawn:-/bin/sh\n"
         "::ctrlaltdel:/bin/reboot\n"
         "::shutdown:/bin/umount -a -r\n"
