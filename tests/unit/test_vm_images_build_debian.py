@@ -166,6 +166,8 @@ def test_the_guest_never_hears_of_the_building_machines_mirror() -> None:
     [
         ("echo 'E: Unable to locate package fioo'; echo 'E: apt-get failed'; exit 100",
          "said: Unable to locate package fioo"),
+        ("echo 'mke2fs: no room'; echo 'E: setup failed: E: command failed: set -eu'; exit 25",
+         "said: mke2fs: no room"),
         ("echo 'Killed'; exit 1", "said: Killed"),
         ("exit 1", "said: nothing"),
     ],

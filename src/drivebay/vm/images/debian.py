@@ -27,8 +27,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -82,20 +81,17 @@ DPKG_OPTIONS: Final = (
     "path-exclude=/usr/share/locale/*",
 )
 
-# Runs as the root of the new system, in a mount namespace of its own: what mmdebstrap has
-# mounted into the system is not to be copied. /tmp is only hidden, for there lies the file that
-# makes mmdebstrap's apt work on the new system and not on this machine. For the same reason
-# mmdebstrap has to leave its own cleaning, which needs apt (--skip=cleanup).
+# Runs as the root of the new system, in a mount namespace of its own, where empty folders cover
+# what mmdebstrap has mounted and what it needs: in /tmp lies the file that makes its apt work on
+# the new system and not on this machine. For the same reason mmdebstrap has to leave its own
+# cleaning, which needs apt (--skip=cleanup).
 FINISH: Final = """\
 set -eu
 chroot "$1" systemctl enable --quiet systemd-networkd.service
 unshare --mount sh -eu -s "$1" <<'END'
-cut -d' ' -f5 /proc/self/mountinfo | grep "^$1/" | sort -r | while read -r at; do
-    umount "$at"
-done
 cd "$1"
-mount -t tmpfs -o mode=755 none dev
-mount -t tmpfs -o mode=755 none run
+for folder in dev run; do mount -t tmpfs -o mode=755 none "$folder"; done
+for folder in proc sys; do mount -t tmpfs -o mode=555 none "$folder"; done
 mount -t tmpfs -o mode=1777 none tmp
 rm -rf var/tmp/* var/lib/apt/lists/* var/cache/apt/* var/cache/ldconfig/* \\
     var/cache/debconf/*-old var/lib/dpkg/*-old etc/ssh/ssh_host_* etc/hostname~ etc/.pwd.lock \\
@@ -111,6 +107,12 @@ ln -sf ../run/systemd/resolve/stub-resolv.conf etc/resolv.conf
 END
 """
 
+CLOUD_CONFIG: Final = """\
+# Nobody on the network is asked what this guest should be.
+datasource_list: [NoCloud, None]
+# Keys of the kinds that every client has known for years; RSA's take long to make.
+ssh_genkeytypes: [ed25519, ecdsa]
+"""
 WAIT_ONLINE: Final = """\
 # A guest without a network starts without waiting two minutes for one.
 [Service]
@@ -154,18 +156,18 @@ def build_debian(
     temporary = Path(os.environ.get("TMPDIR") or "/var/tmp")
     _check_room(temporary, ROOM_TO_BUILD)
     _check_room(work, ROOM_FOR_IMAGE)
-    raw = work / "debian.raw"
-    with ExitStack() as undo:
-        undo.callback(raw.unlink, missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=work) as closed:
+        raw = Path(closed) / "debian.raw"
         make_table(raw, size)
         _fill(raw, size, suite, sources, [*PACKAGES, *packages], mode, temporary, say)
         say("adding the boot loaders")
         add_loaders(raw)
-        undo.pop_all()
+        raw = raw.rename(work / raw.name)
+    version = release.get("VERSION_ID") if suite == release["VERSION_CODENAME"] else None
     day = time.strftime("%Y-%m-%d", time.gmtime())
     facts = ImageFacts(
         origin=f"built by drivebay: debian {suite}, {day}",
-        os=f"Debian ({suite})",
+        os=f"Debian {version} ({suite})" if version else f"Debian ({suite})",
         user=USER,
         cloud_init=True,
     )
@@ -274,7 +276,7 @@ def _fill(
         ours = folder / "ours.tar"
         ours.write_bytes(_our_files(suite, root_uuid))
         # In a user namespace root is another user for the host, who may open the image by
-        # its descriptor; nobody else reaches it, since TemporaryDirectory and work are closed.
+        # its descriptor; nobody else reaches it, since its folder is closed to others.
         at = f"/proc/self/fd/{disk.fileno()}"
         make = shlex.join(root_filesystem(".", at, size, root_uuid))
         words = ["mmdebstrap", "--verbose", f"--mode={mode}", "--variant=minbase"]
@@ -324,7 +326,7 @@ def _our_files(suite: str, root_uuid: str) -> bytes:
         "etc/hosts": "127.0.0.1 localhost\n127.0.1.1 debian\n::1 localhost ip6-localhost\n",
         "etc/default/locale": "LANG=C.UTF-8\n",
         "etc/apt/sources.list.d/debian.sources": _sources_text(public, KEYRING),
-        "etc/cloud/cloud.cfg.d/90_drivebay.cfg": "datasource_list: [NoCloud, None]\n",
+        "etc/cloud/cloud.cfg.d/90_drivebay.cfg": CLOUD_CONFIG,
         "etc/systemd/system/systemd-networkd-wait-online.service.d/drivebay.conf": WAIT_ONLINE,
     }
     made = io.BytesIO()
@@ -363,9 +365,10 @@ def _run_mmdebstrap(words: Sequence[str], disk: int, temporary: Path, say: Say) 
             _interrupt(process)
             raise
     if code != 0:
-        said = progress.complaints[0] if progress.complaints else last_line(progress.last)
         raise HostError(
-            f"mmdebstrap failed and said: {said}", errno.EIO, hint="sudo apt-get update, and again"
+            f"mmdebstrap failed and said: {progress.complaint or last_line(progress.last)}",
+            errno.EIO,
+            hint="sudo apt-get update, and again",
         )
 
 
@@ -383,7 +386,7 @@ class _Progress:
     """What mmdebstrap says, told on in few words."""
 
     say: Say
-    complaints: list[str] = field(default_factory=list)
+    complaint: str = ""  # the first one; what follows are its consequences
     last: str = ""
     _what: str = "essential packages"
     _steps: int = 0  # each package is unpacked and set up; 0: not known yet
@@ -391,10 +394,11 @@ class _Progress:
     _told: int = 0
 
     def hear(self, line: str) -> None:
+        if line.startswith("E: ") and not self.complaint:
+            # When a hook fails, mmdebstrap quotes all of it, and the reason stands before.
+            self.complaint = self.last if "command failed: " in line else line[3:]
         self.last = line or self.last
-        if line.startswith("E: "):
-            self.complaints.append(line[3:])
-        elif line.startswith("I: running apt-get update"):
+        if line.startswith("I: running apt-get update"):
             self.say("reading the mirror's lists")
         elif line.startswith("I: extracting archives"):
             self.say("unpacking the essential packages")
