@@ -12,18 +12,21 @@ from pathlib import Path
 import pytest
 
 from drivebay.vm.command import command_line
-from drivebay.vm.hardware import Disk, Hardware, Listener, Memory, Nic
+from drivebay.vm.hardware import Disk, Drive, Hardware, Listener, Memory, Nic
 from drivebay.vm.images import tiny
 from drivebay.vm.kvm import choose_accelerator
 from drivebay.vm.processes import Child, start, unprivileged
 from drivebay.vm.qemu import find_qemu
 from drivebay.vm.qmp import Qmp
+from drivebay.vm.seed import HostKey, seed_iso
+from drivebay.vm.spec import CloudInit, NetSpec, VmSpec
 from drivebay.vm.target import TargetProcess
 
 pytestmark = pytest.mark.needs_qemu
 
-BOOT_SECONDS = 400.0  # under emulation on two busy cores; a quiet machine needs a sixth of it
+BOOT_SECONDS = 400.0  # under emulation on busy cores; a quiet machine needs a fraction of it
 END_SECONDS = 60.0
+MAC = "52:54:00:12:34:56"
 
 
 @dataclass
@@ -52,9 +55,9 @@ class Guest:
 
 @contextmanager
 def started(
-    target: TargetProcess, raw: Path, folder: Path, logs: Path, memory_mib: int
+    target: TargetProcess, raw: Path, folder: Path, logs: Path, memory_mib: int, *more: Drive
 ) -> Iterator[Guest]:
-    """A machine whose only disk is a copy of ``raw``, behind a vhost-user socket."""
+    """A machine that starts from a copy of ``raw``, behind a vhost-user socket."""
     name = raw.stem[:8]
     disk, own, console = (
         folder / f"{name}.raw",
@@ -76,8 +79,8 @@ def started(
             memory=Memory(memory_mib * 1024),
             monitor=Listener(own / "monitor"),
             serials=[("console", Listener(own / "console", "/dev/fdset/1"))],
-            disks=[Disk(target.controller_socket(name), queues=2, boot_order=0)],
-            nics=[Nic("52:54:00:12:34:56")],
+            disks=[Disk(target.controller_socket(name), queues=2, boot_order=0), *more],
+            nics=[Nic(MAC)],
             files=[(log.fileno(), 1)],
         )
         line = command_line(find_qemu(), choose_accelerator(), hardware)
@@ -92,11 +95,32 @@ def started(
         disk.unlink()
 
 
-def test_debian_starts_by_bios_and_asks_who_is_there(
-    debian_image: Path, target: TargetProcess, folder: Path, logs: Path
+@pytest.fixture
+def seed(folder: Path) -> Drive:
+    """What `vm start` tells a guest with cloud-init: here above all its name."""
+    key = folder / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", key], check=True)
+    public = key.with_name("key.pub").read_text()
+    spec = VmSpec(
+        name="bay",
+        uuid="1f0c4c5a-6b7d-4c1e-9a53-0d2f5a1b7c33",
+        machine="q35",
+        memory=1 << 30,
+        cpus=2,
+        nets=(NetSpec("user", MAC),),
+        cloud_init=CloudInit("first", "bay"),
+    )
+    path = folder / "seed.iso"
+    path.write_bytes(seed_iso(spec, public, HostKey(key.read_text(), public), None))
+    path.chmod(0o644)
+    return Drive("seed", str(path), read_only=True)
+
+
+def test_debian_starts_by_bios_and_asks_by_its_name_who_is_there(
+    debian_image: Path, target: TargetProcess, folder: Path, logs: Path, seed: Drive
 ) -> None:
-    with started(target, debian_image, folder, logs, 1024) as guest:
-        guest.wait_for("login: ")
+    with started(target, debian_image, folder, logs, 1024, seed) as guest:
+        guest.wait_for("\nbay login: ")
         assert "Debian GNU/Linux" in guest.said()
     assert "FAILED" not in guest.said(), "a service did not start"
 
