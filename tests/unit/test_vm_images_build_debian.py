@@ -153,7 +153,10 @@ def test_the_guest_never_hears_of_the_building_machines_mirror() -> None:
         }
         assert all((member.uid, member.gid) == (0, 0) for member in archive.getmembers())
     assert texts["etc/fstab"].startswith("UUID=some-uuid / ext4 ")
-    assert "root=UUID=some-uuid ro console=tty0 console=ttyS0" in texts["boot/grub/grub.cfg"]
+    assert (
+        "root=UUID=some-uuid ro no_timer_check console=tty0 console=ttyS0"
+        in texts["boot/grub/grub.cfg"]
+    )
     assert "internal" not in "".join(texts.values())
     assert (
         "http://deb.debian.org/debian-security\nSuites: bookworm-security\n"

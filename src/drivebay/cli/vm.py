@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 
 from drivebay.cli import vm_access
 from drivebay.cli.arguments import Parser, add_json_option, add_socket_option, parse_size
-from drivebay.cli.output import DONE, print_json
+from drivebay.cli.output import DONE, print_json, print_warning
 from drivebay.cli.steps import add_change_options
 from drivebay.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from drivebay.vm.store import Vm
 
 __all__ = ["build_parser", "main"]
 
@@ -115,9 +117,19 @@ def start_and_say(found: argparse.Namespace) -> int:
         print(f"  console  drivebay vm console {found.name}")
         if vm.spec.nets:
             print(f"  log in   drivebay vm ssh {found.name}")
+    _renew(vms.load(found.name))
     if found.wait:
         vm_access.wait_until_ready(vms.load(found.name))
     return DONE
+
+
+def _renew(vm: Vm) -> None:
+    """A clone that is not itself yet becomes it now, which takes as long as its guest's start."""
+    from drivebay.vm import renewal
+
+    if renewal.is_pending(vm):
+        print_warning(f"'{vm.name}' waits for its guest agent, to be given its own identity")
+        renewal.renew(vm)
 
 
 # ---- the parser ---------------------------------------------------------------------------------

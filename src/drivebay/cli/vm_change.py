@@ -23,6 +23,7 @@ from drivebay.vm.disks import (
     ensure_controller,
     plan_closing_of_image,
     plan_deletion,
+    plan_offer,
     remove_controller,
 )
 from drivebay.vm.images.store import Images
@@ -172,6 +173,8 @@ def _plan_attachment(
             lambda: _plug(client, vm, disk),
             lambda: _unplug(client, vm, disk),
         )
+    else:
+        plan_offer(plan, client, replace(vm.spec, disks=(disk,)))
     plan.add(f"write it into vm.toml of VM '{vm.name}'", lambda: vms.save(vm, spec))
 
 

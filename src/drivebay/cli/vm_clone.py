@@ -9,7 +9,8 @@ from drivebay.cli.steps import carry_out
 from drivebay.disks.inventory import read_inventory
 from drivebay.disks.starting import connect_or_start
 from drivebay.errors import UsageError
-from drivebay.vm.clones import equal_parts, plan_clones
+from drivebay.vm import renewal
+from drivebay.vm.clones import Clones, plan_clones
 from drivebay.vm.store import Vms
 
 __all__ = ["clone"]
@@ -43,5 +44,16 @@ def clone(found: argparse.Namespace) -> int:
     if clones.consistency:
         print(f"its file systems are {clones.consistency}")
     if clones.specs[0].cloud_init is None:
-        print("\n".join(equal_parts(clones.specs[0])))
+        _say_what_is_equal(clones)
     return DONE
+
+
+def _say_what_is_equal(clones: Clones) -> None:
+    """Without cloud-init, only the addresses of the network interfaces differ by themselves."""
+    if clones.has_agent:
+        print("its guest agent gives it a machine-id, host name and sshd's keys of its own at its "
+              "first start")  # fmt: skip
+        return
+    print("the machine-id, the host name and sshd's keys stay equal; in the clone, as root:")
+    for line in renewal.commands(clones.specs[0].name):
+        print(f"  {line}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 from pathlib import Path
 from typing import Final
@@ -41,7 +42,9 @@ def create(found: argparse.Namespace) -> int:
     name = found.name or _free_name(vms, "vm" if image is None else image.name)
     vms.check_free(name)
     wish = _read_wish(found, name, image)
-    with connect_or_start(found.socket) as client:
+    # An image that somebody deletes meanwhile must not lose its first clone.
+    kept = contextlib.nullcontext() if image is None else Images().locked()
+    with kept, connect_or_start(found.socket) as client:
         creation = plan_creation(vms, wish, qemu, found.qemu, client, found.socket)
         if not carry_out(creation.plan, found):
             return DONE

@@ -26,11 +26,11 @@ from drivebay.disks.inventory import Disk, Inventory
 from drivebay.disks.places import data_folder
 from drivebay.disks.plan import Plan
 from drivebay.errors import DrivebayError, HostError, StateError
-from drivebay.vm import run
+from drivebay.vm import renewal, run
 from drivebay.vm.agent import Agent
-from drivebay.vm.disks import CLONE_SNAPSHOT
+from drivebay.vm.disks import CLONE_SNAPSHOT, plan_offer
 from drivebay.vm.firmware import make_variables
-from drivebay.vm.identity import NEW_MACHINE_ID, Origin, host_machine_id, new_identity
+from drivebay.vm.identity import Origin, host_machine_id, new_identity
 from drivebay.vm.ports import free_forward
 from drivebay.vm.spec import DiskSpec, VmSpec
 from drivebay.vm.store import Vm, Vms
@@ -38,7 +38,7 @@ from drivebay.vm.store import Vm, Vms
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client
 
-__all__ = ["Clones", "equal_parts", "plan_clones"]
+__all__ = ["Clones", "plan_clones"]
 
 _SSH_PORT: Final = 22
 _AGENT_SECONDS: Final = 2.0
@@ -51,7 +51,8 @@ class Clones:
     plan: Plan
     specs: list[VmSpec]
     volumes: list[str]  # the new ones, by POOL/NAME
-    consistency: str = ""  # known when the plan has run
+    consistency: str = ""  # known when the plan has run, as is
+    has_agent: bool = False
 
 
 def plan_clones(
@@ -88,7 +89,8 @@ def plan_clones(
         for disk_name, source in sources.items():
             _plan_volume(plan, client, source, mark, f"{name}-{disk_name}")
             clones.volumes.append(f"{source.pool}/{name}-{disk_name}")
-        plan.add(f"make VM '{name}'", _maker(vms, vm, spec))
+        plan.add(f"make VM '{name}'", _maker(clones, vms, vm, spec), _unmaker(vms, name))
+        plan_offer(plan, client, spec)
     return clones
 
 
@@ -128,6 +130,10 @@ def _spec(
     return replace(spec, nets=tuple(nets), disks=tuple(disks))
 
 
+def _unmaker(vms: Vms, name: str) -> Callable[[], object]:
+    return lambda: vms.delete(vms.load(name))
+
+
 # ---- disks --------------------------------------------------------------------------------------
 
 
@@ -136,7 +142,7 @@ def _take_snapshots(
 ) -> None:
     with ExitStack() as stack:
         if runs:
-            clones.consistency = stack.enter_context(_held_still(vm))
+            clones.has_agent, clones.consistency = stack.enter_context(_held_still(vm))
         taken = []
         try:
             for source in sources.values():
@@ -174,12 +180,17 @@ def _plan_volume(plan: Plan, client: Client, source: Disk, mark: str, name: str)
 
 
 @contextlib.contextmanager
-def _held_still(vm: Vm) -> Iterator[str]:
-    """Hold a running VM still while the block runs; say what its file systems are then."""
+def _held_still(vm: Vm) -> Iterator[tuple[bool, str]]:
+    """Hold a running VM still while the block runs.
+
+    Yields whether it has an agent, and what its file systems are meanwhile.
+    """
     with ExitStack() as stack:
+        has_agent = False
         said = "as after a power cut: the guest has no agent that could freeze its file systems"
         try:
             agent = stack.enter_context(Agent(vm.agent_socket, _AGENT_SECONDS))
+            has_agent = True
             count = stack.enter_context(agent.frozen())
             said = f"whole: the guest's agent froze {count} file systems"
         except (DrivebayError, OSError):
@@ -188,14 +199,19 @@ def _held_still(vm: Vm) -> Iterator[str]:
         if qmp.call("query-status")["status"] == "running":
             qmp.call("stop")
             stack.callback(lambda: qmp.call("cont"))
-        yield said
+        yield has_agent, said
 
 
 # ---- folders ------------------------------------------------------------------------------------
 
 
-def _maker(vms: Vms, vm: Vm, spec: VmSpec) -> Callable[[], object]:
-    return lambda: vms.create(spec, lambda made: _fill(vm, made))
+def _maker(clones: Clones, vms: Vms, vm: Vm, spec: VmSpec) -> Callable[[], object]:
+    def fill(made: Vm) -> None:
+        _fill(vm, made)
+        if spec.cloud_init is None and clones.has_agent:
+            renewal.mark(made.folder)
+
+    return lambda: vms.create(spec, fill)
 
 
 def _fill(vm: Vm, made: Vm) -> None:
@@ -227,14 +243,3 @@ def _copy(source: Path, target: Path) -> None:
     )
     if done.returncode != 0:
         raise HostError(f"can't copy '{source}': {done.stderr.strip()[:200]}", 5, path=str(target))
-
-
-def equal_parts(spec: VmSpec) -> list[str]:
-    """What a clone without cloud-init has in common with its original, and how to change that."""
-    return [
-        "the machine-id, the host name and sshd's keys stay equal; in the clone, as root:",
-        f"  {NEW_MACHINE_ID}",
-        f"  hostnamectl set-hostname {spec.name}",
-        "  rm -f /etc/ssh/ssh_host_*; ssh-keygen -A",
-        "  reboot",
-    ]

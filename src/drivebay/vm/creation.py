@@ -19,7 +19,12 @@ from drivebay.disks.plan import Plan
 from drivebay.disks.pools import DEFAULT_POOL, choose_pool, plan_default_pool
 from drivebay.disks.sizes import format_size
 from drivebay.errors import DrivebayError, HostError, NotFound, UsageError
-from drivebay.vm.disks import check_writers, plan_clone_of_image, plan_empty_disk
+from drivebay.vm.disks import (
+    check_writers,
+    plan_clone_of_image,
+    plan_empty_disk,
+    plan_offer,
+)
 from drivebay.vm.firmware import find_uefi, make_variables
 from drivebay.vm.identity import Origin, free_mac, host_machine_id, new_instance_id, new_uuid
 from drivebay.vm.ports import check_free, free_forward
@@ -130,7 +135,9 @@ def plan_creation(
         f"make VM '{wish.name}': {wish.cpus} CPU{'s' * (wish.cpus > 1)}, "
         f"{format_size(wish.memory)} of memory",
         lambda: vms.create(spec, lambda vm: _fill(vm, wish)),
+        lambda: vms.delete(vms.load(spec.name)),
     )
+    plan_offer(plan, client, spec)
     return Creation(plan, spec)
 
 

@@ -12,7 +12,7 @@ the target's controllers are looked at.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,11 +22,12 @@ from drivebay.disks.plan import Plan
 from drivebay.disks.sizes import format_size
 from drivebay.errors import AlreadyExists, InUse, NotFound, StateError, UsageError
 from drivebay.vm.images.users import bdev_of, bdev_parameters, clones_of
+from drivebay.vm.processes import unprivileged
 
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client
     from drivebay.vm.images.store import Image
-    from drivebay.vm.spec import DiskSpec
+    from drivebay.vm.spec import DiskSpec, VmSpec
     from drivebay.vm.store import Vm
 
 __all__ = [
@@ -36,10 +37,12 @@ __all__ = [
     "check_writers",
     "controller_name",
     "ensure_controller",
+    "offer",
     "plan_clone_of_image",
     "plan_closing_of_image",
     "plan_deletion",
     "plan_empty_disk",
+    "plan_offer",
     "remove_controller",
 ]
 
@@ -262,7 +265,7 @@ def ensure_controller(
     name = controller_name(vm, disk.name)
     bdev = inventory.disk(disk.bdev).bdev
     shown = _controller(client, name)
-    if shown is not None and not _fits(shown, bdev, uid):
+    if shown is not None and not _fits(shown, bdev, uid, cpumask):
         if shown["sessions"]:
             raise InUse(
                 f"controller '{name}' is in use, and shows another disk than VM '{vm}' has now",
@@ -285,6 +288,50 @@ def ensure_controller(
     return socket
 
 
+def offer(
+    client: Client, vm: str, disks: Sequence[DiskSpec], cpumask: str | None = None
+) -> dict[str, Path]:
+    """Offer all disks of a VM that the target has, to QEMU's user; return the sockets.
+
+    Raises: as `ensure_controller`.
+    """
+    identity = unprivileged()
+    uid = None if identity is None else identity.uid
+    inventory = read_inventory(client)
+    return {
+        disk.name: ensure_controller(client, vm, disk, inventory, uid, cpumask)
+        for disk in disks
+        if disk.bdev is not None
+    }
+
+
+def plan_offer(plan: Plan, client: Client, spec: VmSpec) -> None:
+    """Offer the disks of a new VM, so that libvirt may start it, too."""
+    served = [disk for disk in spec.disks if disk.bdev is not None]
+
+    def withdraw() -> None:
+        for disk in served:
+            remove_controller(client, spec.name, disk.name, force=True)
+
+    if served:
+        plan.add(
+            f"offer the disks of VM '{spec.name}' on sockets",
+            lambda: _offer_all(client, spec, served, withdraw),
+            withdraw,
+        )
+
+
+def _offer_all(
+    client: Client, spec: VmSpec, served: Sequence[DiskSpec], withdraw: Callable[[], None]
+) -> None:
+    """All or none."""
+    try:
+        offer(client, spec.name, served)
+    except BaseException:
+        withdraw()
+        raise
+
+
 def remove_controller(client: Client, vm: str, disk: str, *, force: bool = False) -> None:
     """Take a disk's socket away, if there is one. Raises: RpcRefused while a VM uses it."""
     name = controller_name(vm, disk)
@@ -297,8 +344,10 @@ def _controller(client: Client, name: str) -> dict[str, Any] | None:
     return next((entry for entry in shown if entry["ctrlr"] == name), None)
 
 
-def _fits(shown: dict[str, Any], bdev: str, uid: int | None) -> bool:
+def _fits(shown: dict[str, Any], bdev: str, uid: int | None, cpumask: str | None) -> bool:
     if shown["backend_specific"].get("block", {}).get("bdev") != bdev:
+        return False
+    if cpumask is not None and int(shown["cpumask"], 16) != int(cpumask, 16):
         return False
     try:
         owner = Path(shown["socket"]).stat().st_uid

@@ -24,10 +24,10 @@ from drivebay.errors import DrivebayError, HostError, InUse, NotFound, UsageErro
 from drivebay.vm import placement as places
 from drivebay.vm import run
 from drivebay.vm.assembly import assemble
-from drivebay.vm.disks import check_writers, ensure_controller
+from drivebay.vm.disks import check_writers, offer
 from drivebay.vm.images.store import Images
 from drivebay.vm.kvm import choose_accelerator
-from drivebay.vm.processes import Identity, unprivileged
+from drivebay.vm.processes import unprivileged
 from drivebay.vm.qemu import Qemu, find_qemu
 from drivebay.vm.store import Vm, Vms
 
@@ -68,7 +68,7 @@ def start(vms: Vms, name: str, socket: str | None = None) -> Started:
         check_image(vm)
         accelerator = choose_accelerator()
         identity = unprivileged(Path("/dev/kvm") if accelerator.name == "kvm" else None)
-        sockets, placement = _prepare_disks(vms, vm, identity, socket)
+        sockets, placement = _prepare_disks(vms, vm, socket)
         write_seed(vm)
         with ExitStack() as stack:
             _turn_over(vm.console_log)
@@ -159,7 +159,7 @@ def check_image(vm: Vm) -> None:
 
 
 def _prepare_disks(
-    vms: Vms, vm: Vm, identity: Identity | None, socket: str | None
+    vms: Vms, vm: Vm, socket: str | None
 ) -> tuple[dict[str, Path], places.Placement]:
     served = [disk for disk in vm.spec.disks if disk.bdev is not None]
     if not served:
@@ -170,13 +170,7 @@ def _prepare_disks(
         for disk in served:
             check_writers(vm.name, disk, inventory, others)
         placement = _place(client, inventory, vm)
-        uid = None if identity is None else identity.uid
-        return {
-            disk.name: ensure_controller(
-                client, vm.name, disk, inventory, uid, placement.controller_mask
-            )
-            for disk in served
-        }, placement
+        return offer(client, vm.name, served, placement.controller_mask), placement
 
 
 def _place(client: Client, inventory: Inventory, vm: Vm) -> places.Placement:
