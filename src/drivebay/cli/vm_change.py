@@ -190,6 +190,7 @@ def _plug(client: Client, vm: Vm, disk: DiskSpec) -> None:
     except BaseException:
         remove_controller(client, vm.name, disk.name, force=True)
         raise
+    run.note_disk(vm, disk.name, disk)
 
 
 def _unplug(client: Client, vm: Vm, disk: DiskSpec) -> None:
@@ -197,6 +198,7 @@ def _unplug(client: Client, vm: Vm, disk: DiskSpec) -> None:
 
     unplug(vm, disk.name, vm.spec.bus_of(disk))
     remove_controller(client, vm.name, disk.name, force=True)
+    run.note_disk(vm, disk.name, None)
 
 
 def detach(found: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -34,6 +34,7 @@ from drivebay.vm.kvm import Accelerator
 from drivebay.vm.processes import Child, Identity, start
 from drivebay.vm.qemu import Qemu
 from drivebay.vm.qmp import Qmp
+from drivebay.vm.spec import DiskSpec, read_spec, write_spec
 from drivebay.vm.store import Vm
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "end_by_force",
     "launch",
     "monitor",
+    "note_disk",
     "press_power_button",
     "running",
     "wait_for_end",
@@ -247,6 +249,18 @@ def _mend(vm: Vm, child: Child) -> str:
     if "Cannot allocate memory" in words or "cannot set up guest memory" in words:
         return f"drivebay vm set {vm.name} --memory SIZE; free memory: drivebay doctor"
     return f"its log: {vm.qemu_log}"
+
+
+def note_disk(vm: Vm, name: str, disk: DiskSpec | None) -> None:
+    """A running machine has got a disk, or lost it (None): nobody has to restart it for that."""
+    found = running(vm)
+    if found is None:
+        return
+    started = read_spec(vm.name, found.text)
+    disks = tuple(each for each in started.disks if each.name != name)
+    disks += () if disk is None else (disk,)
+    text = write_spec(replace(started, disks=disks), found.text)
+    _write_record(vm, replace(found, text=text))
 
 
 def _turn_over(log: Path) -> None:
