@@ -140,7 +140,8 @@ class _Beyond:
     def add_nic(self, nic: Nic, number: int) -> None:
         network = [spelled({"type": "user", "id": f"beyond{number}"})]
         network += [
-            f"hostfwd=tcp:{forward.host_address}:{forward.host_port}-:{forward.guest_port}"
+            f"hostfwd=tcp:{forward.host_address}:{forward.host_port}-"
+            f"{nic.address}:{forward.guest_port}"
             for forward in nic.forward
         ]
         device: Properties = {
