@@ -8,6 +8,7 @@ to end tests of a real target show that. Never imports drivebay.
 from __future__ import annotations
 
 import json
+import os
 import socket
 import threading
 import uuid
@@ -33,6 +34,7 @@ class Volume:
     thin: bool = True
     snapshot: bool = False
     parent: str | None = None
+    external: str | None = None  # the bdev below that it begins with
     allocated: int = 0
     uuid: str = field(default_factory=lambda: str(uuid.uuid4()))
 
@@ -49,9 +51,10 @@ class Base:
 
 
 class LvolTarget:
-    """Serves ``path`` until closed."""
+    """Serves ``path`` until closed. Sockets of controllers lie beside it."""
 
     def __init__(self, path: Path) -> None:
+        self.folder = path.parent
         self.bases: dict[str, Base] = {}
         self.stores: dict[str, tuple[str, str, int]] = {}  # name: uuid, base, clusters
         self.volumes: dict[tuple[str, str], Volume] = {}
@@ -59,6 +62,7 @@ class LvolTarget:
         self.limits: dict[str, dict[str, int]] = {}
         self.calls: list[tuple[str, dict[str, Any]]] = []
         self.failing: set[str] = set()
+        self.failing_after: dict[str, int] = {}  # so many calls of a method succeed before
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
@@ -79,10 +83,12 @@ class LvolTarget:
         self.controllers.append(
             {
                 "ctrlr": ctrlr,
+                "socket": str(self.folder / ctrlr),
                 "sessions": [{"vid": number} for number in range(sessions)],
                 "backend_specific": {"block": {"bdev": bdev}},
             }
         )
+        (self.folder / ctrlr).touch()
 
     # ---- the socket -------------------------------------------------------------------------
 
@@ -110,8 +116,11 @@ class LvolTarget:
         method, params = request["method"], request.get("params", {})
         answer: dict[str, Any] = {"jsonrpc": "2.0", "id": request["id"]}
         try:
-            if method in self.failing:
+            left = self.failing_after.get(method)
+            if method in self.failing or left == 0:
                 raise Refusal(-5, "Input/output error")
+            if left is not None:
+                self.failing_after[method] = left - 1
             result = getattr(self, method)(**params)
         except Refusal as refusal:
             return {**answer, "error": {"code": refusal.code, "message": str(refusal)}}
@@ -124,14 +133,50 @@ class LvolTarget:
     def vhost_get_controllers(self) -> list[dict[str, Any]]:
         return self.controllers
 
+    def vhost_create_blk_controller(
+        self,
+        ctrlr: str,
+        dev_name: str,
+        serial: str | None = None,
+        socket_uid: int | None = None,
+        cpumask: str | None = None,
+    ) -> bool:
+        if any(entry["ctrlr"] == ctrlr for entry in self.controllers):
+            raise Refusal(-17, "File exists")
+        self.bdev_get_bdevs(dev_name)
+        self.show(ctrlr, dev_name)
+        if socket_uid is not None:
+            os.chown(self.folder / ctrlr, socket_uid, -1)
+        return True
+
+    def vhost_delete_controller(self, ctrlr: str, force: bool = False) -> bool:
+        (found,) = [entry for entry in self.controllers if entry["ctrlr"] == ctrlr]
+        if found["sessions"] and not force:
+            raise Refusal(-16, "Device or resource busy")
+        self.controllers.remove(found)
+        (self.folder / ctrlr).unlink()
+        return True
+
+    def framework_get_reactors(self) -> dict[str, Any]:
+        return {"reactors": [{"lcore": 0}]}
+
     def bdev_wait_for_examine(self) -> bool:
         return True
 
-    def bdev_aio_create(self, name: str, filename: str) -> str:
+    def bdev_aio_create(
+        self,
+        name: str,
+        filename: str,
+        block_size: int = 512,
+        readonly: bool = False,
+        uuid: str | None = None,
+    ) -> str:
         if name in self.bases:
             raise Refusal(-17, "File exists")
         size = Path(filename).stat().st_size
-        self.bases[name] = Base(name, size, {"aio": {"filename": filename}})
+        self.bases[name] = Base(name, size, {"aio": {"filename": filename, "readonly": readonly}})
+        if uuid is not None:
+            self.bases[name].uuid = uuid
         return name
 
     def bdev_aio_delete(self, name: str) -> bool:
@@ -198,6 +243,7 @@ class LvolTarget:
     def bdev_lvol_create(
         self, lvol_name: str, size_in_mib: int, lvs_name: str, thin_provision: bool = False
     ) -> str:
+        self._check_free(lvs_name, lvol_name)
         clusters = -(-size_in_mib * MIB // CLUSTER)
         allocated = 0 if thin_provision else clusters
         volume = Volume(lvol_name, lvs_name, clusters, thin_provision, allocated=allocated)
@@ -212,11 +258,15 @@ class LvolTarget:
 
     def bdev_lvol_delete(self, name: str) -> bool:
         volume = self._volume(name)
-        children = [one for one in self.volumes.values() if one.parent == volume.name]
+        children = [
+            one
+            for one in self.volumes.values()
+            if (one.store, one.parent) == (volume.store, volume.name)
+        ]
         if len(children) > 1:
             raise Refusal(-1, "Operation not permitted")
         for child in children:
-            child.parent = volume.parent
+            child.parent, child.external = volume.parent, volume.external
             child.allocated += volume.allocated
         del self.volumes[volume.store, volume.name]
         return True
@@ -229,6 +279,7 @@ class LvolTarget:
 
     def bdev_lvol_snapshot(self, lvol_name: str, snapshot_name: str) -> str:
         volume = self._volume(lvol_name)
+        self._check_free(volume.store, snapshot_name)
         made = Volume(
             snapshot_name,
             volume.store,
@@ -236,17 +287,33 @@ class LvolTarget:
             True,
             True,
             volume.parent,
+            volume.external,
             volume.allocated,
         )
         volume.parent, volume.allocated, volume.thin = snapshot_name, 0, True
+        volume.external = None
         self.volumes[volume.store, snapshot_name] = made
         return made.uuid
 
     def bdev_lvol_clone(self, snapshot_name: str, clone_name: str) -> str:
         snapshot = self._volume(snapshot_name)
+        self._check_free(snapshot.store, clone_name)
         made = Volume(clone_name, snapshot.store, snapshot.clusters, parent=snapshot.name)
         self.volumes[snapshot.store, clone_name] = made
         return made.uuid
+
+    def bdev_lvol_clone_bdev(self, bdev: str, lvs_name: str, clone_name: str) -> str:
+        (below,) = [base for base in self.bases.values() if bdev in (base.name, base.uuid)]
+        self._check_free(lvs_name, clone_name)
+        made = Volume(clone_name, lvs_name, below.size // CLUSTER, external=below.uuid)
+        self.volumes[lvs_name, clone_name] = made
+        return made.uuid
+
+    def _check_free(self, store: str, name: str) -> None:
+        if len(name.encode()) > 63:
+            raise Refusal(-22, "Invalid argument")
+        if (store, name) in self.volumes:
+            raise Refusal(-17, "File exists")
 
     def bdev_lvol_set_parent(self, lvol_name: str, parent_name: str) -> bool:
         volume, parent = self._volume(lvol_name), self._volume(parent_name)
@@ -302,8 +369,10 @@ class LvolTarget:
             "num_allocated_clusters": volume.allocated,
             "snapshot": volume.snapshot,
             "clone": volume.parent is not None,
-            "esnap_clone": False,
+            "esnap_clone": volume.external is not None,
         }
+        if volume.external is not None:
+            lvol["external_snapshot_name"] = volume.external
         if volume.parent is not None:
             lvol["base_snapshot"] = volume.parent
         return {

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.web_server import WebServer
+from tests.unit.vm_world import World, made_world
 
 HUGE_PAGES = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages")
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -138,3 +139,10 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "drivebay.disks.connection.find_socket", lambda named: named or str(tmp_path / "none")
     )
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    """VMs, images and a model of a target, all of this test alone."""
+    with made_world(monkeypatch) as made:
+        yield made

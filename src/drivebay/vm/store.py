@@ -8,6 +8,7 @@ more or less.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
@@ -97,7 +98,7 @@ class Vms:
         try:
             text = path.read_text(encoding="utf-8")
         except (FileNotFoundError, NotADirectoryError):
-            raise NotFound(f"there is no VM '{name}'", hint="drivebay vm list") from None
+            raise _no_such(name) from None
         except (OSError, UnicodeDecodeError) as error:
             raise _refusal("can't read", path, error) from error
         try:
@@ -121,9 +122,10 @@ class Vms:
 
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[None]:
-        """Keep all other changes of this VM away. Raises: InUse when one goes on."""
+        """Keep all other changes of this VM away. Raises: InUse when one goes on; NotFound."""
         check_vm_name(name)
-        self._make_folder()
+        if not (self.folder / name).is_dir():
+            raise _no_such(name)
         path = self.folder / f".lock-{name}"
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -145,7 +147,7 @@ class Vms:
         """Raises: UsageError, AlreadyExists."""
         check_vm_name(name)
         if os.path.lexists(self.folder / name):
-            raise AlreadyExists(f"there is a VM '{name}' already", hint=f"drivebay vm info {name}")
+            raise _taken(name)
 
     def create(self, spec: VmSpec, fill: Callable[[Vm], None]) -> Vm:
         """Make a VM's folder; ``fill`` adds what else belongs into it.
@@ -154,7 +156,10 @@ class Vms:
         """
         self.check_free(spec.name)
         self._make_folder()
-        fresh = Path(tempfile.mkdtemp(prefix=_NEW, dir=self.folder))
+        try:
+            fresh = Path(tempfile.mkdtemp(prefix=_NEW, dir=self.folder))
+        except OSError as error:
+            raise _refusal("can't make a folder in", self.folder, error) from error
         try:
             text = write_spec(spec)
             _write(fresh / _SPEC, text)
@@ -162,6 +167,8 @@ class Vms:
             try:
                 fresh.rename(self.folder / spec.name)
             except OSError as error:
+                if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                    raise _taken(spec.name) from None  # somebody was quicker
                 raise _refusal("can't make", self.folder / spec.name, error) from error
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
@@ -176,11 +183,17 @@ class Vms:
         return Vm(vm.folder, spec, text)
 
     def delete(self, vm: Vm) -> None:
-        """Remove a VM's folder and all that is in it. Raises: HostError."""
+        """Remove a VM's folder and all that is in it. Raises: HostError.
+
+        Of one that is a symbolic link only the link goes: what it leads to may be another VM's.
+        """
         gone = self.folder / f"{_NEW}{vm.name}-deleted-{os.getpid()}"
         try:
             vm.folder.rename(gone)  # at once, so that no half of it is ever listed
-            shutil.rmtree(gone)
+            if gone.is_symlink():
+                gone.unlink()
+            else:
+                shutil.rmtree(gone)
             (self.folder / f".lock-{vm.name}").unlink(missing_ok=True)
         except OSError as error:
             raise _refusal("can't remove", vm.folder, error) from error
@@ -203,10 +216,19 @@ def _write(path: Path, text: str) -> None:
             os.fsync(descriptor)
         fresh.replace(path)
     except OSError as error:
-        fresh.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            fresh.unlink()
         raise _refusal("can't write", path, error) from error
 
 
+def _no_such(name: str) -> NotFound:
+    return NotFound(f"there is no VM '{name}'", hint="drivebay vm list")
+
+
+def _taken(name: str) -> AlreadyExists:
+    return AlreadyExists(f"there is a VM '{name}' already", hint=f"drivebay vm info {name}")
+
+
 def _refusal(what: str, path: Path, error: Exception) -> HostError:
-    code = getattr(error, "errno", None) or 0
+    code = getattr(error, "errno", None) or errno.EINVAL  # what is no UTF-8 has no number
     return HostError(f"{what} '{path}'", code, path=str(path), hint=f"ls -ld {path.parent}")
