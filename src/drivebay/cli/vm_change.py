@@ -14,7 +14,7 @@ from drivebay.disks.connection import find_socket
 from drivebay.disks.inventory import Inventory, read_inventory
 from drivebay.disks.plan import Plan
 from drivebay.disks.starting import connect_or_start
-from drivebay.errors import InUse, NotFound, UsageError
+from drivebay.errors import DrivebayError, InUse, NotFound, UsageError
 from drivebay.vm import run
 from drivebay.vm.creation import plan_disk
 from drivebay.vm.disks import (
@@ -143,7 +143,7 @@ def attach(found: argparse.Namespace) -> int:
             disk = plan_disk(plan, client, inventory, vm.name, wish, find_socket(found.socket))
             _plan_attachment(plan, client, vms, vm, disk, running is not None)
             if not disk.made:
-                check_writers(vm.name, disk, inventory, vms.others(vm.name))
+                check_writers(vm.name, disk, inventory, [*vms.others(vm.name), vm])
             if not carry_out(plan, found):
                 return DONE
     if disk.shared:
@@ -258,30 +258,39 @@ def delete(found: argparse.Namespace) -> int:
         plan = Plan()
         if running is not None:
             plan.add(f"end VM '{vm.name}' by force", lambda: run.end_by_force(vm, running))
-        served = [disk for disk in vm.spec.disks if disk.bdev is not None]
-        if served:
+        if any(disk.bdev is not None for disk in vm.spec.disks):
             with connect_or_start(found.socket) as client:
-                _plan_disks(plan, client, vm, served, found)
+                _plan_disks(plan, client, vms, vm, found)
                 return _delete(vms, vm, plan, found)
         return _delete(vms, vm, plan, found)
 
 
-def _plan_disks(
-    plan: Plan, client: Client, vm: Vm, served: list[DiskSpec], found: argparse.Namespace
-) -> None:
+def _plan_disks(plan: Plan, client: Client, vms: Vms, vm: Vm, found: argparse.Namespace) -> None:
+    others = vms.others(vm.name)
     inventory: Inventory = read_inventory(client)
-    for disk in served:
+    for disk in vm.spec.disks:
+        if disk.bdev is None:
+            continue  # an overlay goes with the folder
         _plan_removal(plan, client, vm, disk)
-        if not disk.made:
-            plan.facts.append(f"its disk '{disk.name}' ('{disk.bdev}') was not made for it, and "
-                              "stays")  # fmt: skip
-        elif found.keep_disks:
-            plan.facts.append(f"its disk '{disk.name}' stays, as '{disk.bdev}'")
+        why = _why_it_stays(disk, others, found)
+        if why is not None:
+            plan.facts.append(f"its disk '{disk.name}' ('{disk.bdev}') {why}, and stays")
         else:
-            plan_deletion(plan, client, inventory, disk)
+            plan_deletion(plan, client, inventory, vm.name, disk)
     if vm.spec.image is not None and not found.keep_disks:
-        with contextlib.suppress(NotFound):
+        with contextlib.suppress(DrivebayError):  # an image that is gone or broken is nobody's
             plan_closing_of_image(plan, client, Images().get(vm.spec.image))
+
+
+def _why_it_stays(disk: DiskSpec, others: list[Vm], found: argparse.Namespace) -> str | None:
+    if not disk.made:
+        return "was not made for it"
+    if disk.shared:
+        return "is shared"
+    for other in others:  # a folder that was copied
+        if any(held.bdev == disk.bdev for held in other.spec.disks):
+            return f"is that of VM '{other.name}', too"
+    return "is to be kept" if found.keep_disks else None
 
 
 def _plan_removal(plan: Plan, client: Client, vm: Vm, disk: DiskSpec) -> None:

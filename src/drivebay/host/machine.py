@@ -94,7 +94,7 @@ def _check_secrets(vm: Vm) -> Iterator[Finding]:
 
 
 def _check_disks(vm: Vm, vms: Vms, inventory: Inventory) -> Iterator[Finding]:
-    others = vms.others(vm.name)
+    everybody = [*vms.others(vm.name), vm]
     for disk in vm.spec.disks:
         if disk.bdev is None:
             path = vm.folder / (disk.overlay or "")
@@ -103,7 +103,7 @@ def _check_disks(vm: Vm, vms: Vms, inventory: Inventory) -> Iterator[Finding]:
             continue
         try:
             there = inventory.disk(disk.bdev)
-            check_writers(vm.name, disk, inventory, others)
+            check_writers(vm.name, disk, inventory, everybody)
         except DrivebayError as error:
             yield failed("disks", error)
         else:

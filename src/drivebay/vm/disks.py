@@ -12,6 +12,8 @@ the target's controllers are looked at.
 from __future__ import annotations
 
 import os
+import re
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -33,10 +35,12 @@ if TYPE_CHECKING:
 __all__ = [
     "CLONE_SNAPSHOT",
     "SHARING_WARNING",
+    "check_volume_free",
     "check_way",
     "check_writers",
     "controller_name",
     "ensure_controller",
+    "inventory_when_let_go",
     "offer",
     "plan_clone_of_image",
     "plan_closing_of_image",
@@ -46,13 +50,16 @@ __all__ = [
     "remove_controller",
 ]
 
-# A snapshot that `vm clone` took is called DISK@clone-…; it goes when nobody needs it.
+# A snapshot that `vm clone` took is called DISK@clone-XXXXXXXX; it goes when nobody needs it.
 CLONE_SNAPSHOT: Final = "clone-"
+_CLONE_MARK: Final = re.compile(rf"{CLONE_SNAPSHOT}[0-9a-f]{{8}}", re.ASCII)
 SHARING_WARNING: Final = (
     "ext4, XFS and NTFS are destroyed when two machines write to one disk: share it only with a "
     "cluster file system (OCFS2, GFS2), or read-only"
 )
 
+LETTING_GO_SECONDS: Final = 5.0
+_LOOK_EVERY_S: Final = 0.02
 _MIB: Final = 1 << 20
 
 
@@ -81,9 +88,9 @@ def plan_clone_of_image(
         raise UsageError(
             f"the image '{image.name}' needs {format_size(image.size)}, and a disk of "
             f"{format_size(size)} is smaller",
-            hint=f"--disk {format_size(image.size).replace(' ', '').replace('iB', '')}, or more",
+            hint=f"--disk {-(-image.size // _MIB)}M, or more",
         )
-    _check_free(inventory, pool, name)
+    check_volume_free(inventory, pool, name)
     if bdev_of(image, inventory) is None:
         plan.add(
             f"open the image '{image.name}', read-only",
@@ -114,7 +121,7 @@ def plan_empty_disk(
     plan: Plan, client: Client, inventory: Inventory, pool: str, name: str, size: int
 ) -> None:
     """A thin volume. Raises: AlreadyExists, UsageError."""
-    _check_free(inventory, pool, name)
+    check_volume_free(inventory, pool, name)
     if size < _MIB:
         raise UsageError(f"a disk of {size} bytes is too small: at least 1 MiB")
     plan.add(
@@ -133,7 +140,8 @@ def plan_empty_disk(
     )
 
 
-def _check_free(inventory: Inventory, pool: str, name: str) -> None:
+def check_volume_free(inventory: Inventory, pool: str, name: str) -> None:
+    """Raises: AlreadyExists; UsageError for a name that no disk can have."""
     check_name(name, "disk")
     if any(disk.pool == pool and disk.name == name for disk in inventory.volumes):
         raise AlreadyExists(
@@ -142,22 +150,31 @@ def _check_free(inventory: Inventory, pool: str, name: str) -> None:
         )
 
 
-def plan_deletion(plan: Plan, client: Client, inventory: Inventory, disk: DiskSpec) -> None:
+def plan_deletion(
+    plan: Plan, client: Client, inventory: Inventory, vm: str, disk: DiskSpec
+) -> None:
     """Delete a disk that was made for a VM, and the snapshots that nothing else needs then.
 
-    A snapshot from which a clone reads stays, and goes with the last of its clones.
+    A snapshot from which several read stays, and goes with the last but one of them.
+    Raises: InUse.
     """
     assert disk.bdev is not None
     try:
         volume = inventory.disk(disk.bdev)
     except NotFound:
         return  # somebody was quicker, which is what is wished
+    for use in volume.uses:
+        if use.controller != controller_name(vm, disk.name):
+            raise InUse(
+                f"controller '{use.controller}' shows the disk '{disk.bdev}', too",
+                hint=f'drivebay rpc vhost_delete_controller \'{{"ctrlr": "{use.controller}"}}\'; '
+                "or --keep-disks",
+            )
     if volume.claimed:
         raise InUse(
             f"another bdev stands on the disk '{disk.bdev}'",
             hint="drivebay rpc bdev_get_bdevs tells which; delete that first, or --keep-disks",
         )
-    gone = {volume.name}
     doomed = [volume]
     below = sorted(
         {*inventory.snapshots_of(volume), *inventory.chain(volume)},
@@ -166,14 +183,24 @@ def plan_deletion(plan: Plan, client: Client, inventory: Inventory, disk: DiskSp
     )
     for snapshot in below:
         owner, _, mark = snapshot.name.partition("@")
-        lives = owner not in gone and inventory.has(snapshot.pool, owner)
-        readers = [child for child in inventory.children(snapshot) if child.name not in gone]
-        # The blocks of one with a single reader become that one's.
-        if len(readers) <= (1 if mark.startswith(CLONE_SNAPSHOT) else 0 if not lives else -1):
-            gone.add(snapshot.name)
+        readers = len(_readers(inventory, snapshot, doomed))
+        if _CLONE_MARK.fullmatch(mark):
+            needless = readers <= 1  # the blocks of one with a single reader become that one's
+        else:
+            needless = readers == 0 and (owner == volume.name
+                                         or not inventory.has(snapshot.pool, owner))  # fmt: skip
+        if needless:
             doomed.append(snapshot)
     for each in doomed:
         _plan_delete(plan, client, each)
+
+
+def _readers(inventory: Inventory, snapshot: Disk, doomed: Sequence[Disk]) -> list[Disk]:
+    """Who reads from a snapshot when the doomed are gone: those above one of them move down."""
+    found = []
+    for child in inventory.children(snapshot):
+        found += _readers(inventory, child, doomed) if child in doomed else [child]
+    return found
 
 
 def plan_closing_of_image(plan: Plan, client: Client, image: Image) -> None:
@@ -202,10 +229,11 @@ def _plan_delete(plan: Plan, client: Client, volume: Disk) -> None:
 # ---- who writes ---------------------------------------------------------------------------------
 
 
-def check_writers(vm: str, disk: DiskSpec, inventory: Inventory, others: Sequence[Vm]) -> None:
+def check_writers(vm: str, disk: DiskSpec, inventory: Inventory, vms: Sequence[Vm]) -> None:
     """Refuse a disk that somebody else has, unless all who have it say ``shared``.
 
-    ``others`` are all VMs beside ``vm``. Raises: InUse, naming the holder; NotFound.
+    ``vms`` are all VMs; also ``vm`` itself, if it has other disks.
+    Raises: InUse, naming the holder; NotFound; UsageError.
     """
     assert disk.bdev is not None
     there = inventory.disk(disk.bdev)
@@ -214,22 +242,28 @@ def check_writers(vm: str, disk: DiskSpec, inventory: Inventory, others: Sequenc
             f"'{disk.bdev}' is a snapshot, which nobody may write to",
             hint=f"drivebay disk clone {there.reference} NEW, and use that",
         )
-    ours = controller_name(vm, disk.name)
-    for other in others:
-        for theirs in other.spec.disks:
-            if theirs.bdev is None or not _same(inventory, theirs.bdev, there.bdev):
+    if there.claimed:
+        raise InUse(
+            f"another bdev stands on '{disk.bdev}', and is destroyed by a second writer",
+            hint="drivebay disk list shows what a VM can have",
+        )
+    known = {controller_name(vm, disk.name)}
+    for holder in vms:
+        for held in holder.spec.disks:
+            if (holder.name, held.name) == (vm, disk.name):
                 continue
-            if not (disk.shared and theirs.shared):
+            if held.bdev is None or not _same(inventory, held.bdev, there.bdev):
+                continue
+            if not (disk.shared and held.shared):
                 raise InUse(
-                    f"disk '{disk.bdev}' belongs to VM '{other.name}' (its disk "
-                    f"'{theirs.name}'): two writers destroy a file system",
+                    f"disk '{disk.bdev}' belongs to VM '{holder.name}' (its disk "
+                    f"'{held.name}'): two writers destroy a file system",
                     hint=f"drivebay disk clone {there.reference} NEW makes one of its own; or "
                     f"set 'shared = true' for it in the vm.toml of both VMs",
                 )
-    known = {ours} | {
-        controller_name(other.name, theirs.name) for other in others for theirs in other.spec.disks
-    }
+            known.add(controller_name(holder.name, held.name))
     for use in there.uses:
+        # Also that of a VM which was started before its vm.toml named another disk.
         if use.sessions and use.controller not in known and not disk.shared:
             raise InUse(
                 f"disk '{disk.bdev}' is in use: controller '{use.controller}' has "
@@ -237,6 +271,34 @@ def check_writers(vm: str, disk: DiskSpec, inventory: Inventory, others: Sequenc
                 hint="disconnect that one first; or, if it may write at the same time, say so: "
                 "'shared = true' (--disk bdev=…,shared)",
             )
+
+
+def inventory_when_let_go(client: Client, vm: str, disks: Sequence[DiskSpec]) -> Inventory:
+    """What the target shows when no machine is connected to the sockets of a VM that is off.
+
+    A QEMU that has just ended lets go a moment later. One of which no record is left (the tool
+    was killed while it started it) does not, and must not get a second one beside it.
+    Raises: InUse, NotFound.
+    """
+    deadline = time.monotonic() + LETTING_GO_SECONDS
+    while True:
+        inventory = read_inventory(client)
+        ours = {controller_name(vm, disk.name) for disk in disks}
+        held = [
+            use.controller
+            for disk in inventory.volumes
+            for use in disk.uses
+            if use.sessions and use.controller in ours
+        ]
+        if not held:
+            return inventory
+        if time.monotonic() > deadline:
+            raise InUse(
+                f"VM '{vm}' is off, and yet a machine is connected to its controller '{held[0]}': "
+                "a QEMU that nobody has written down",
+                hint=f"pgrep -af guest={vm} shows it: end it, and start the VM again",
+            )
+        time.sleep(_LOOK_EVERY_S)
 
 
 def _same(inventory: Inventory, name: str, bdev: str) -> bool:

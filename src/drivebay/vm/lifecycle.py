@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from drivebay.disks.connection import call
-from drivebay.disks.inventory import Inventory, read_inventory
+from drivebay.disks.inventory import Inventory
 from drivebay.disks.starting import connect_or_start
 from drivebay.errors import DrivebayError, HostError, InUse, NotFound, UsageError
 from drivebay.vm import placement as places
 from drivebay.vm import run
 from drivebay.vm.assembly import assemble
-from drivebay.vm.disks import check_writers, offer
+from drivebay.vm.disks import check_writers, inventory_when_let_go, offer
 from drivebay.vm.images.store import Images
 from drivebay.vm.kvm import choose_accelerator
 from drivebay.vm.processes import unprivileged
@@ -165,10 +165,10 @@ def _prepare_disks(
     if not served:
         return {}, places.Placement()
     with connect_or_start(socket) as client:
-        inventory = read_inventory(client)
-        others = vms.others(vm.name)
+        inventory = inventory_when_let_go(client, vm.name, served)
+        everybody = [*vms.others(vm.name), vm]
         for disk in served:
-            check_writers(vm.name, disk, inventory, others)
+            check_writers(vm.name, disk, inventory, everybody)
         placement = _place(client, inventory, vm)
         return offer(client, vm.name, served, placement.controller_mask), placement
 
