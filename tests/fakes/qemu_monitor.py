@@ -14,7 +14,7 @@ from typing import Any
 
 __all__ = ["FakeMonitor", "Refuses"]
 
-GREETING = {"QMP": {"version": {}, "capabilities": []}}
+GREETING: dict[str, Any] = {"QMP": {"version": {}, "capabilities": []}}
 STAMP = {"timestamp": {"seconds": 1, "microseconds": 2}}
 
 
