@@ -78,12 +78,13 @@ class LvolTarget:
         """Methods that changed something, in order."""
         return [method for method, _ in self.calls]
 
-    def show(self, ctrlr: str, bdev: str, sessions: int = 0) -> None:
+    def show(self, ctrlr: str, bdev: str, sessions: int = 0, cpumask: str | None = None) -> None:
         """A controller that shows a bdev, with so many machines connected."""
         self.controllers.append(
             {
                 "ctrlr": ctrlr,
                 "socket": str(self.folder / ctrlr),
+                "cpumask": cpumask or "0x3",
                 "sessions": [{"vid": number} for number in range(sessions)],
                 "backend_specific": {"block": {"bdev": bdev}},
             }
@@ -144,7 +145,7 @@ class LvolTarget:
         if any(entry["ctrlr"] == ctrlr for entry in self.controllers):
             raise Refusal(-17, "File exists")
         self.bdev_get_bdevs(dev_name)
-        self.show(ctrlr, dev_name)
+        self.show(ctrlr, dev_name, cpumask=cpumask)
         if socket_uid is not None:
             os.chown(self.folder / ctrlr, socket_uid, -1)
         return True

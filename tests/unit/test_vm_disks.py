@@ -341,7 +341,10 @@ def test_the_user_and_the_cores_are_named(world: World, pool: str, needs_root: N
     ((_, wanted),) = world.target.calls
     assert (wanted["socket_uid"], wanted["cpumask"]) == (NOBODY, "0x4")
     ensure(world, NOBODY)
+    ensure(world, NOBODY, "4")
     assert world.target.calls == []
+    ensure(world, NOBODY, "0x8")
+    assert world.target.names() == ["vhost_delete_controller", "vhost_create_blk_controller"]
     ensure(world, NOBODY + 1)
     assert world.target.names() == ["vhost_delete_controller", "vhost_create_blk_controller"]
 

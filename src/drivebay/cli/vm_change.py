@@ -21,6 +21,7 @@ from drivebay.vm.disks import (
     SHARING_WARNING,
     check_writers,
     ensure_controller,
+    inventory_when_let_go,
     plan_closing_of_image,
     plan_deletion,
     plan_offer,
@@ -260,6 +261,8 @@ def delete(found: argparse.Namespace) -> int:
             plan.add(f"end VM '{vm.name}' by force", lambda: run.end_by_force(vm, running))
         if any(disk.bdev is not None for disk in vm.spec.disks):
             with connect_or_start(found.socket) as client:
+                if running is None and not found.force:
+                    inventory_when_let_go(client, vm.name, vm.spec.disks)
                 _plan_disks(plan, client, vms, vm, found)
                 return _delete(vms, vm, plan, found)
         return _delete(vms, vm, plan, found)

@@ -276,8 +276,8 @@ def check_writers(vm: str, disk: DiskSpec, inventory: Inventory, vms: Sequence[V
 def inventory_when_let_go(client: Client, vm: str, disks: Sequence[DiskSpec]) -> Inventory:
     """What the target shows when no machine is connected to the sockets of a VM that is off.
 
-    A QEMU that has just ended lets go a moment later. One of which no record is left (the tool
-    was killed while it started it) does not, and must not get a second one beside it.
+    A QEMU that has just ended lets go a moment later. One that libvirt started does not, nor one
+    of which no record is left (the tool was killed while it started it): there is no second one.
     Raises: InUse, NotFound.
     """
     deadline = time.monotonic() + LETTING_GO_SECONDS
@@ -295,8 +295,8 @@ def inventory_when_let_go(client: Client, vm: str, disks: Sequence[DiskSpec]) ->
         if time.monotonic() > deadline:
             raise InUse(
                 f"VM '{vm}' is off, and yet a machine is connected to its controller '{held[0]}': "
-                "a QEMU that nobody has written down",
-                hint=f"pgrep -af guest={vm} shows it: end it, and start the VM again",
+                "a QEMU that libvirt started, or that nobody has written down",
+                hint=f"virsh list, or pgrep -af guest={vm}, shows it: end that one first",
             )
         time.sleep(_LOOK_EVERY_S)
 
