@@ -46,6 +46,8 @@ def test_the_target_starts_by_itself_and_keeps_its_state(vm_bay: VmBay, vm: str)
     assert vm_bay.json("target", "status")["state"] == "running"
     assert (vm_bay.folder / "data/drivebay/target.json").is_file()
     assert vm_bay.disks() == ["one-system"]
+    said = vm_bay.refused("disk", "delete", "one-system", "--yes")
+    assert "it is VM 'one' that has it: drivebay vm detach one system" in said
 
 
 def test_a_vm_starts_is_found_again_and_ends(vm_bay: VmBay, vm: str) -> None:

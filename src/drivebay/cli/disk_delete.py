@@ -48,8 +48,16 @@ def _refuse_in_use(disk: Disk) -> None:
     )
     raise InUse(
         f"controllers show disk '{disk.name}' to machines: {shown}",
-        hint=f'drivebay rpc vhost_delete_controller \'{{"ctrlr": "{disk.uses[0].controller}"}}\'',
+        hint=_withdrawal(disk.uses[0].controller),
     )
+
+
+def _withdrawal(controller: str) -> str:
+    """How a controller goes: one of a VM's disk with that disk (vm.disks.controller_name)."""
+    words = controller.split(".")
+    if len(words) == 3 and words[0] == "vm":
+        return f"it is VM '{words[1]}' that has it: drivebay vm detach {words[1]} {words[2]}"
+    return f'drivebay rpc vhost_delete_controller \'{{"ctrlr": "{controller}"}}\''
 
 
 def _plan_snapshot(plan: Plan, client: Client, inventory: Inventory, snapshot: Disk) -> str | None:
