@@ -20,7 +20,6 @@ from drivebay.cli.main import main
 from drivebay.vm.guest_image import GuestImage
 from drivebay.vm.store import Vms
 
-
 # Many guests on few cores are too late for the kernel's test of its timer.
 APPEND = "console=ttyS0 quiet no_timer_check"
 
