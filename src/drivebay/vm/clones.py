@@ -37,6 +37,7 @@ from drivebay.vm.store import Vm, Vms
 
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client
+    from drivebay.vm.qmp import Qmp
 
 __all__ = ["Clones", "plan_clones"]
 
@@ -185,21 +186,30 @@ def _held_still(vm: Vm) -> Iterator[tuple[bool, str]]:
 
     Yields whether it has an agent, and what its file systems are meanwhile.
     """
-    with ExitStack() as stack:
+    with run.monitor(vm) as qmp, ExitStack() as stack:
         has_agent = False
         said = "as after a power cut: the guest has no agent that could freeze its file systems"
-        try:
-            agent = stack.enter_context(Agent(vm.agent_socket, _AGENT_SECONDS))
-            has_agent = True
-            count = stack.enter_context(agent.frozen())
-            said = f"whole: the guest's agent froze {count} file systems"
-        except (DrivebayError, OSError):
-            stack.close()
-        qmp = stack.enter_context(run.monitor(vm))
+        if _somebody_has_opened(qmp, "agent"):
+            try:
+                agent = stack.enter_context(Agent(vm.agent_socket, _AGENT_SECONDS))
+                has_agent = True
+                count = stack.enter_context(agent.frozen())
+                said = f"whole: the guest's agent froze {count} file systems"
+            except (DrivebayError, OSError):
+                stack.close()
         if qmp.call("query-status")["status"] == "running":
             qmp.call("stop")
             stack.callback(lambda: qmp.call("cont"))
         yield has_agent, said
+
+
+def _somebody_has_opened(qmp: Qmp, port: str) -> bool:
+    """Whether a program in the guest has its end of a serial port open.
+
+    QEMU knows, so that nobody has to wait in vain for an answer of a guest without an agent.
+    """
+    ports = {entry["label"]: entry["frontend-open"] for entry in qmp.call("query-chardev")}
+    return bool(ports.get(port))
 
 
 # ---- folders ------------------------------------------------------------------------------------
