@@ -184,7 +184,11 @@ def build_parser() -> Parser:
                 changes=True)  # fmt: skip
     clone.add_argument("new", metavar="NEW", help="the clone's name")
     clone.add_argument("--count", metavar="N", type=int, default=1, help="make NEW-1 to NEW-N")
-    clone.add_argument("--full", action="store_true", help="copy everything, and depend on nothing")
+    clone.add_argument(
+        "--full",
+        action="store_true",
+        help="copy what the original has written, and depend on its image alone",
+    )
     delete = add("delete", "delete a VM and the disks that were made for it", asks=True,
                  changes=True)  # fmt: skip
     delete.add_argument("--keep-disks", action="store_true", help="leave its disks in their pools")

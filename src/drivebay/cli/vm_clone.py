@@ -6,6 +6,7 @@ import argparse
 
 from drivebay.cli.output import DONE, print_json
 from drivebay.cli.steps import carry_out
+from drivebay.disks.connection import call
 from drivebay.disks.inventory import read_inventory
 from drivebay.disks.starting import connect_or_start
 from drivebay.errors import UsageError
@@ -36,6 +37,8 @@ def clone(found: argparse.Namespace) -> int:
 
             for volume in clones.volumes:
                 copy_parents(client, found.socket, volume)
+            for snapshot in clones.snapshots:  # nobody begins with it any more
+                call(client, "bdev_lvol_delete", {"name": snapshot})
     if found.json:
         print_json({"clones": names, "consistency": clones.consistency or None})
         return DONE

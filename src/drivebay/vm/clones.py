@@ -52,6 +52,7 @@ class Clones:
     plan: Plan
     specs: list[VmSpec]
     volumes: list[str]  # the new ones, by POOL/NAME
+    snapshots: list[str]  # with which they begin
     consistency: str = ""  # known when the plan has run, as is
     has_agent: bool = False
 
@@ -70,8 +71,8 @@ def plan_clones(
             f"VM '{vm.name}' runs on an overlay, which only QEMU may read now",
             hint=f"drivebay vm stop {vm.name} first",
         )
-    clones = Clones(plan, [], [])
     mark = f"{CLONE_SNAPSHOT}{secrets.token_hex(4)}"
+    clones = Clones(plan, [], [], [_snapshot(source, mark) for source in sources.values()])
     if sources:
         plan.add(
             f"freeze VM '{vm.name}' for a moment, and take a snapshot of each disk"
