@@ -91,6 +91,7 @@ def test_writing_the_same_changes_nothing() -> None:
         (SMALL.replace("1G", "1000k"), "whole MiB"),
         (SMALL.replace("1G", "much"), "'much' is not a size"),
         (SMALL + 'firmware = "coreboot"', "one of bios, uefi"),
+        (SMALL.replace("1G", "383M") + 'firmware = "uefi"', "UEFI needs 384 MiB"),
         (SMALL + 'colour = "red"', "unknown: 'colour'"),
         (SMALL + "qemu_args = [1]", "a list of texts"),
         (SMALL + 'disk = ["a"]', r"write \[\[disk\]\]"),

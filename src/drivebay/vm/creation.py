@@ -37,6 +37,8 @@ from drivebay.vm.spec import (
     Forward,
     NetSpec,
     VmSpec,
+    read_spec,
+    write_spec,
 )
 from drivebay.vm.store import Vm, Vms
 
@@ -125,6 +127,7 @@ def plan_creation(
         nets=_nets(vms, wish, others),
         cloud_init=_cloud_init(wish),
     )
+    read_spec(wish.name, write_spec(spec))  # what could not be read again is not made
     for disk in disks:
         if disk.bdev is not None and not disk.made:
             check_writers(wish.name, disk, inventory, others)

@@ -38,6 +38,7 @@ DHCP: Final = "dhcp"
 CPUS_MOST: Final = 256
 MIB: Final = 1 << 20
 MEMORY_LEAST: Final = 16 * MIB
+UEFI_MEMORY_LEAST: Final = 384 * MIB  # with less it hangs, and says nothing
 
 # A name is a host name (RFC 1123), a folder's and a part of socket names: 63 letters at most,
 # and less, since a controller's socket carries it beside the disk's name.
@@ -246,6 +247,12 @@ def read_spec(name: str, text: str) -> VmSpec:
         cloud_init=_read_cloud_init(top),
     )
     top.end()
+    if spec.firmware == "uefi" and memory < UEFI_MEMORY_LEAST:
+        raise UsageError(
+            f"{top.where}: UEFI needs {format_size(UEFI_MEMORY_LEAST)} of 'memory', and there is "
+            f"{format_size(memory)}",
+            field="memory",
+        )
     names = [disk.name for disk in spec.disks]
     if len(set(names)) < len(names):
         raise UsageError(f"{top.where} has two disks of one name: {', '.join(sorted(names))}")
@@ -384,7 +391,11 @@ def _as_table(spec: VmSpec) -> dict[str, Any]:
 
 def _without_defaults(values: dict[str, Any]) -> dict[str, Any]:
     """Absent, empty and false mean the same in vm.toml, and are not written."""
-    return {key: value for key, value in values.items() if value not in (None, [], "", False)}
+    return {
+        key: value
+        for key, value in values.items()
+        if value is not False and value not in (None, [], "")
+    }
 
 
 def _spell_memory(memory: int) -> str:
