@@ -89,6 +89,7 @@ def made_world(patch: pytest.MonkeyPatch) -> Iterator[World]:
     """pytest's own folder may be too long for a socket's path."""
     with tempfile.TemporaryDirectory(prefix="drivebay-") as name:
         folder = Path(name)
+        folder.chmod(0o711)  # QEMU's own user passes through to the sockets of its disks
         patch.setenv("XDG_DATA_HOME", str(folder / "data"))
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setenv("XDG_RUNTIME_DIR", str(folder / "run"))

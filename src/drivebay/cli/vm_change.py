@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 
 from drivebay.cli.output import DONE, print_json, print_warning
 from drivebay.cli.steps import carry_out
-from drivebay.cli.vm_words import USER_NET, read_cloud_init, read_disk, read_forwards, said_of_guest
+from drivebay.cli.vm_words import (
+    USER_NET,
+    read_cloud_init,
+    read_disk,
+    read_forwards,
+    read_qemu,
+    said_of_guest,
+)
 from drivebay.disks.connection import find_socket
 from drivebay.disks.inventory import Inventory, read_inventory
 from drivebay.disks.plan import Plan
@@ -81,7 +88,7 @@ def _changed(vms: Vms, spec: VmSpec, found: argparse.Namespace) -> VmSpec:
         spec = replace(spec, cpus=found.cpus)
     if found.qemu is not None:
         find_qemu(found.qemu)
-        spec = replace(spec, qemu=found.qemu)
+        spec = replace(spec, qemu=read_qemu(found.qemu))
     if found.machine is not None:
         spec = replace(spec, machine=found.machine)
     if any(value is not None for value in (found.forward, found.address, found.gateway, found.dns)):
@@ -94,7 +101,11 @@ def _changed(vms: Vms, spec: VmSpec, found: argparse.Namespace) -> VmSpec:
         if spec.cloud_init is None:
             raise UsageError(f"{', '.join(said)}: only cloud-init can do that, and VM "
                              f"'{spec.name}' has none")  # fmt: skip
-        spec = replace(spec, cloud_init=read_cloud_init(found, spec.cloud_init))
+        from drivebay.vm.seed import check_cloud_init
+
+        cloud_init = read_cloud_init(found, spec.cloud_init)
+        check_cloud_init(cloud_init)
+        spec = replace(spec, cloud_init=cloud_init)
     return spec
 
 
@@ -168,6 +179,7 @@ def _plan_attachment(
     plan: Plan, client: Client, vms: Vms, vm: Vm, disk: DiskSpec, runs: bool
 ) -> None:
     spec = replace(vm.spec, disks=(*vm.spec.disks, disk))
+    read_spec(vm.name, write_spec(spec, vm.text))  # before anything is made
     if runs:
         plan.add(
             f"show it to the running VM '{vm.name}'",

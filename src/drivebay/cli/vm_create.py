@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import re
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ from drivebay.cli.vm_words import (
     read_cloud_init,
     read_disk,
     read_forwards,
+    read_qemu,
     said_of_guest,
 )
 from drivebay.disks.starting import connect_or_start
@@ -45,7 +47,7 @@ def create(found: argparse.Namespace) -> int:
     # An image that somebody deletes meanwhile must not lose its first clone.
     kept = contextlib.nullcontext() if image is None else Images().locked()
     with kept, connect_or_start(found.socket) as client:
-        creation = plan_creation(vms, wish, qemu, found.qemu, client, found.socket)
+        creation = plan_creation(vms, wish, qemu, read_qemu(found.qemu), client, found.socket)
         if not carry_out(creation.plan, found):
             return DONE
     if any(disk.shared for disk in creation.spec.disks):
@@ -87,10 +89,9 @@ def _build_default(images: Images, found: argparse.Namespace) -> None:
 
 def _free_name(vms: Vms, stem: str) -> str:
     """The image's name, or the first with a number that is free."""
-    stem = re.sub(r"[^A-Za-z0-9-]+", "-", stem).strip("-")[:32] or "vm"
-    taken = set(vms.names())
+    stem = re.sub(r"[^A-Za-z0-9-]+", "-", stem)[:32].strip("-") or "vm"
     name, number = stem, 2
-    while name in taken:
+    while os.path.lexists(vms.folder / name):
         name, number = f"{stem}-{number}", number + 1
     return name
 

@@ -15,7 +15,7 @@ from drivebay.errors import HostError, UsageError
 from drivebay.vm.creation import DiskWish
 from drivebay.vm.spec import BUSES, DHCP, CloudInit, Forward, read_forward
 
-__all__ = ["USER_NET", "read_cloud_init", "read_disk", "read_forwards"]
+__all__ = ["USER_NET", "read_cloud_init", "read_disk", "read_forwards", "read_qemu"]
 
 # QEMU's user network: the addresses at which it serves.
 USER_NET = ("10.0.2.", "10.0.2.2", "10.0.2.3")
@@ -53,6 +53,11 @@ def read_disk(text: str) -> DiskWish:
                     hint="write 20G, pool=P,size=20G or bdev=B; and name=N, bus=BUS, shared",
                 )
     return wish
+
+
+def read_qemu(text: str | None) -> str | None:
+    """A QEMU as vm.toml names it: a path means the same wherever the next command is typed."""
+    return str(Path(text).absolute()) if text is not None and "/" in text else text
 
 
 def read_forwards(texts: Sequence[str] | None) -> tuple[Forward, ...]:

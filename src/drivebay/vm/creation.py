@@ -27,6 +27,7 @@ from drivebay.vm.disks import (
 )
 from drivebay.vm.firmware import find_uefi, make_variables
 from drivebay.vm.identity import Origin, free_mac, host_machine_id, new_instance_id, new_uuid
+from drivebay.vm.lifecycle import check_able
 from drivebay.vm.ports import check_free, free_forward
 from drivebay.vm.qemu import Qemu
 from drivebay.vm.spec import (
@@ -107,7 +108,6 @@ def plan_creation(
     """Plan a VM. Raises: AlreadyExists, InUse, NotFound, StateError, UsageError."""
     vms.check_free(wish.name)
     others = vms.others(wish.name)
-    _check_bus(wish, qemu)
     plan = Plan()
     inventory = read_inventory(client)
     disks = _plan_disks(plan, client, inventory, wish, find_socket(socket))
@@ -127,10 +127,12 @@ def plan_creation(
         nets=_nets(vms, wish, others),
         cloud_init=_cloud_init(wish),
     )
+    planned = Vm(Path(), spec, "")
     read_spec(wish.name, write_spec(spec))  # what could not be read again is not made
+    check_able(planned, qemu)
     for disk in disks:
         if disk.bdev is not None and not disk.made:
-            check_writers(wish.name, disk, inventory, others)
+            check_writers(wish.name, disk, inventory, [*others, planned])
     _check_guest_values(spec)
     if wish.firmware == "uefi":
         find_uefi()
@@ -142,13 +144,6 @@ def plan_creation(
     )
     plan_offer(plan, client, spec)
     return Creation(plan, spec)
-
-
-def _check_bus(wish: Wish, qemu: Qemu) -> None:
-    """What a start would refuse anyway. Raises: NotFound."""
-    for bus in {wish.bus} | {disk.bus for disk in wish.disks if disk.bus is not None}:
-        if bus != "virtio" and not wish.overlay:
-            qemu.require("vhost-user-block-driver", f"--bus {bus}")
 
 
 def _check_guest_values(spec: VmSpec) -> None:
@@ -172,12 +167,16 @@ def _plan_disks(
         # The first disk without a bdev says how large the system disk becomes, and where.
         own = next((each for each in wishes if each.bdev is None), None)
         system = DiskWish() if own is None else own
-        wishes = [each for each in wishes if each is not own]
+        if own is not None:
+            wishes.remove(own)
         if wish.overlay:
             if system.pool is not None:
                 raise UsageError("an overlay is a file in the VM's folder, and lies in no pool")
+            if system.shared:
+                raise UsageError("an overlay is a file of one VM, and can't be shared")
             _check_overlay(wish.image, system.size)
-            found.append(DiskSpec(SYSTEM, overlay=f"{SYSTEM}.qcow2", made=True, bus=system.bus))
+            name = system.name or SYSTEM
+            found.append(DiskSpec(name, overlay=f"{name}.qcow2", made=True, bus=system.bus))
         else:
             pool = _pool(plan, client, inventory, system.pool, socket)
             volume = f"{wish.name}-{system.name or SYSTEM}"
@@ -258,7 +257,7 @@ def _nets(vms: Vms, wish: Wish, others: list[Vm]) -> tuple[NetSpec, ...]:
     forward = list(wish.net.forward)
     check_free(forward, others)
     if not any(each.guest_port == _SSH_PORT for each in forward):
-        forward.append(free_forward(others, _SSH_PORT))
+        forward.append(free_forward(others, _SSH_PORT, forward))
     origin = Origin(host_machine_id(data_folder()), vms.folder)
     taken = {net.mac for other in others for net in other.spec.nets}
     mac = free_mac(origin, wish.name, 0, taken)

@@ -20,9 +20,12 @@ _FIRST: Final = 2222
 _LAST: Final = 2222 + 4096
 
 
-def free_forward(others: Iterable[Vm], guest_port: int) -> Forward:
-    """A forward from a port that neither a VM nor a program has. Raises: StateError."""
-    taken = {port for port, _ in _taken(others)}
+def free_forward(others: Iterable[Vm], guest_port: int, beside: Iterable[Forward] = ()) -> Forward:
+    """A forward from a port that neither a VM nor a program has, nor one ``beside`` it.
+
+    Raises: StateError.
+    """
+    taken = {port for port, _ in _taken(others)} | {forward.host_port for forward in beside}
     for port in range(_FIRST, _LAST):
         if port not in taken and _opens("127.0.0.1", port):
             return Forward(port, guest_port)
@@ -33,6 +36,7 @@ def free_forward(others: Iterable[Vm], guest_port: int) -> Forward:
 
 def check_free(forwards: Iterable[Forward], others: Sequence[Vm]) -> None:
     """Refuse a forward whose port another VM has, or twice the same. Raises: InUse."""
+    forwards = list(forwards)
     taken = dict(_taken(others))
     seen: set[int] = set()
     for forward in forwards:
@@ -40,7 +44,7 @@ def check_free(forwards: Iterable[Forward], others: Sequence[Vm]) -> None:
             raise InUse(
                 f"port {forward.host_port} leads to VM '{taken[forward.host_port]}' already",
                 hint="choose another, such as "
-                f"--forward {free_forward(others, forward.guest_port).host_port}:"
+                f"--forward {free_forward(others, forward.guest_port, forwards).host_port}:"
                 f"{forward.guest_port}",
             )
         if forward.host_port in seen:
