@@ -329,7 +329,7 @@ class LvolTarget:
             raise Refusal(-22, "Invalid argument")
         below = self.volumes[volume.store, volume.parent]
         volume.allocated = max(volume.allocated, below.allocated)
-        volume.parent = below.parent
+        volume.parent, volume.external = below.parent, below.external
         return True
 
     def bdev_set_qos_limit(self, name: str, **limits: int) -> bool:

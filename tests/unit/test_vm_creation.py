@@ -8,6 +8,7 @@ import stat
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,18 +37,18 @@ def plan(world: World, wish: Wish, qemu: Qemu = QEMU) -> Creation:
     return plan_creation(world.vms, wish, qemu, None, world.client, world.socket)
 
 
-def make(world: World, **wished: object) -> Creation:
+def make(world: World, **wished: Any) -> Creation:
     made = plan(world, wish(**wished))
     made.plan.run()
     return made
 
 
-def wish(name: str = "web", **wished: object) -> Wish:
-    values: dict[str, object] = {"memory": 64 * MIB, "cpus": 2, "net": None, **wished}
-    return Wish(name, **values)  # type: ignore[arg-type]
+def wish(name: str = "web", **wished: Any) -> Wish:
+    values: dict[str, Any] = {"memory": 64 * MIB, "cpus": 2, "net": None, **wished}
+    return Wish(name, **values)
 
 
-def refused(world: World, kind: type[DrivebayError], said: str, **wished: object) -> str:
+def refused(world: World, kind: type[DrivebayError], said: str, **wished: Any) -> str:
     """The hint; nothing was made."""
     before = world.volumes(), list(world.target.bases), world.vms.names()
     with pytest.raises(kind, match=said) as caught:
@@ -266,7 +267,7 @@ def test_no_room_for_a_pool(world: World, monkeypatch: pytest.MonkeyPatch) -> No
         ({"overlay": True}, "--overlay needs an image"),
     ],
 )
-def test_machines_that_make_no_sense(world: World, wished: dict[str, object], said: str) -> None:
+def test_machines_that_make_no_sense(world: World, wished: dict[str, Any], said: str) -> None:
     world.pool()
     refused(world, UsageError, said, disks=[SMALL], **wished)
 
@@ -290,7 +291,7 @@ def test_a_name_that_is_taken(world: World) -> None:
     ],
 )
 def test_what_this_qemu_lacks(
-    world: World, lacking: str, wished: dict[str, object], said: str
+    world: World, lacking: str, wished: dict[str, Any], said: str
 ) -> None:
     world.pool()
     unable = replace(QEMU, features=QEMU.features - {lacking})
@@ -312,12 +313,14 @@ def test_uefi_has_variables_of_its_own(world: World, monkeypatch: pytest.MonkeyP
     empty = world.folder / "empty.fd"
     empty.write_bytes(b"empty")
     monkeypatch.setattr("drivebay.vm.firmware._PLACES", ((str(empty), str(empty)),))
-    make(world, firmware="uefi")
+    make(world, firmware="uefi", memory=512 * MIB)
     variables = world.vms.load("web").firmware_variables
     assert (variables.read_bytes(), stat.S_IMODE(variables.stat().st_mode)) == (b"empty", 0o600)
     empty.unlink()
     world.pool()
-    hint = refused(world, NotFound, "no UEFI", name="db", firmware="uefi", disks=[SMALL])
+    hint = refused(
+        world, NotFound, "no UEFI", name="db", firmware="uefi", memory=512 * MIB, disks=[SMALL]
+    )
     assert "ovmf" in hint
 
 

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
+from typing import TYPE_CHECKING
 
 from drivebay.cli.output import DONE, print_json
 from drivebay.cli.steps import carry_out
-from drivebay.disks.connection import call
 from drivebay.disks.inventory import read_inventory
 from drivebay.disks.starting import connect_or_start
 from drivebay.errors import UsageError
 from drivebay.vm import renewal
 from drivebay.vm.clones import Clones, plan_clones
 from drivebay.vm.store import Vms
+
+if TYPE_CHECKING:
+    from drivebay.rpc.client import Client
 
 __all__ = ["clone"]
 
@@ -30,15 +34,10 @@ def clone(found: argparse.Namespace) -> int:
     with vms.locked(found.name), connect_or_start(found.socket) as client:
         vm = vms.load(found.name)
         clones = plan_clones(vms, vm, names, client, read_inventory(client))
+        if found.full:
+            _plan_copies(clones, client, found)
         if not carry_out(clones.plan, found):
             return DONE
-        if found.full:
-            from drivebay.cli.disk_clone import copy_parents
-
-            for volume in clones.volumes:
-                copy_parents(client, found.socket, volume)
-            for snapshot in clones.snapshots:  # nobody begins with it any more
-                call(client, "bdev_lvol_delete", {"name": snapshot})
     if found.json:
         print_json({"clones": names, "consistency": clones.consistency or None})
         return DONE
@@ -49,6 +48,18 @@ def clone(found: argparse.Namespace) -> int:
     if clones.specs[0].cloud_init is None:
         _say_what_is_equal(clones)
     return DONE
+
+
+def _plan_copies(clones: Clones, client: Client, found: argparse.Namespace) -> None:
+    from drivebay.cli.disk_clone import copy_parents
+
+    for volume in clones.volumes:
+        clones.plan.add(
+            f"copy all that '{volume}' reads from snapshots",
+            partial(copy_parents, client, found.socket, volume),
+        )
+    if clones.volumes:
+        clones.plan.add("delete the snapshots again", clones.drop_snapshots)
 
 
 def _say_what_is_equal(clones: Clones) -> None:

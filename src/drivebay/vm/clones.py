@@ -15,24 +15,24 @@ from __future__ import annotations
 import contextlib
 import secrets
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from drivebay.disks.connection import call
-from drivebay.disks.inventory import Disk, Inventory
+from drivebay.disks.inventory import NAME_BYTES_MOST, Disk, Inventory
 from drivebay.disks.places import data_folder
 from drivebay.disks.plan import Plan
 from drivebay.errors import DrivebayError, HostError, StateError
 from drivebay.vm import renewal, run
 from drivebay.vm.agent import Agent
-from drivebay.vm.disks import CLONE_SNAPSHOT, plan_offer
-from drivebay.vm.firmware import make_variables
+from drivebay.vm.disks import CLONE_SNAPSHOT, check_volume_free, plan_offer
 from drivebay.vm.identity import Origin, host_machine_id, new_identity
 from drivebay.vm.ports import free_forward
-from drivebay.vm.spec import DiskSpec, VmSpec
+from drivebay.vm.spec import DiskSpec, NetSpec, VmSpec
 from drivebay.vm.store import Vm, Vms
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class Clones:
     plan: Plan
     specs: list[VmSpec]
     volumes: list[str]  # the new ones, by POOL/NAME
-    snapshots: list[str]  # with which they begin
+    drop_snapshots: Callable[[], object]  # once the volumes read from none
     consistency: str = ""  # known when the plan has run, as is
     has_agent: bool = False
 
@@ -72,14 +72,15 @@ def plan_clones(
             hint=f"drivebay vm stop {vm.name} first",
         )
     mark = f"{CLONE_SNAPSHOT}{secrets.token_hex(4)}"
-    clones = Clones(plan, [], [], [_snapshot(source, mark) for source in sources.values()])
+    drop = partial(_drop_snapshots, client, sources.values(), mark)
+    clones = Clones(plan, [], [], drop, has_agent=renewal.is_pending(vm))
     if sources:
         plan.add(
             f"freeze VM '{vm.name}' for a moment, and take a snapshot of each disk"
             if running is not None
             else "take a snapshot of each disk",
             lambda: _take_snapshots(clones, vm, running is not None, client, sources, mark),
-            lambda: _drop_snapshots(client, sources, mark),
+            drop,
         )
     origin = Origin(host_machine_id(data_folder()), vms.folder)
     others = vms.others("")
@@ -89,6 +90,7 @@ def plan_clones(
         # The next one must not take the same address or port.
         others.append(Vm(Path(), spec, ""))
         for disk_name, source in sources.items():
+            check_volume_free(inventory, str(source.pool), f"{name}-{disk_name}")
             _plan_volume(plan, client, source, mark, f"{name}-{disk_name}")
             clones.volumes.append(f"{source.pool}/{name}-{disk_name}")
         plan.add(f"make VM '{name}'", _maker(clones, vms, vm, spec), _unmaker(vms, name))
@@ -118,15 +120,16 @@ def _spec(
 ) -> VmSpec:
     taken = {net.mac for other in others for net in other.spec.nets}
     spec = new_identity(before, name, origin, taken)
-    nets = []
+    nets: list[NetSpec] = []
     for net, original in zip(spec.nets, before.nets, strict=True):
         if any(forward.guest_port == _SSH_PORT for forward in original.forward):
-            net = replace(net, forward=(free_forward(others, _SSH_PORT),))
+            beside = [forward for each in nets for forward in each.forward]
+            net = replace(net, forward=(free_forward(others, _SSH_PORT, beside),))
         nets.append(net)
     disks = [
         replace(disk, bdev=f"{sources[disk.name].pool}/{name}-{disk.name}", made=True)
         if disk.name in sources
-        else disk
+        else replace(disk, made=disk.overlay is not None)  # what is shared stays the original's
         for disk in spec.disks
     ]
     return replace(spec, nets=tuple(nets), disks=tuple(disks))
@@ -142,31 +145,35 @@ def _unmaker(vms: Vms, name: str) -> Callable[[], object]:
 def _take_snapshots(
     clones: Clones, vm: Vm, runs: bool, client: Client, sources: dict[str, Disk], mark: str
 ) -> None:
-    with ExitStack() as stack:
-        if runs:
-            clones.has_agent, clones.consistency = stack.enter_context(_held_still(vm))
-        taken = []
-        try:
+    """All or none, also when the machine cannot be set going again."""
+    taken = []
+    try:
+        with ExitStack() as stack:
+            if runs:
+                has_agent, clones.consistency = stack.enter_context(_held_still(vm))
+                clones.has_agent |= has_agent
             for source in sources.values():
                 call(
                     client,
                     "bdev_lvol_snapshot",
-                    {"lvol_name": source.reference, "snapshot_name": f"{source.name}@{mark}"},
+                    {"lvol_name": source.reference, "snapshot_name": _snapshot(source, mark)},
                 )
                 taken.append(source)
-        except BaseException:
-            for source in taken:
-                call(client, "bdev_lvol_delete", {"name": _snapshot(source, mark)})
-            raise
+    except BaseException:
+        _drop_snapshots(client, taken, mark)
+        raise
 
 
-def _drop_snapshots(client: Client, sources: dict[str, Disk], mark: str) -> None:
-    for source in sources.values():
-        call(client, "bdev_lvol_delete", {"name": _snapshot(source, mark)})
+def _drop_snapshots(client: Client, sources: Iterable[Disk], mark: str) -> None:
+    for source in sources:
+        name = f"{source.pool}/{_snapshot(source, mark)}"
+        call(client, "bdev_lvol_delete", {"name": name})
 
 
 def _snapshot(source: Disk, mark: str) -> str:
-    return f"{source.pool}/{source.name}@{mark}"
+    """The snapshot's name, for which a disk's name may have to be cut."""
+    room = NAME_BYTES_MOST - len(f"@{mark}")
+    return f"{source.name.encode()[:room].decode(errors='ignore')}@{mark}"
 
 
 def _plan_volume(plan: Plan, client: Client, source: Disk, mark: str, name: str) -> None:
@@ -175,7 +182,7 @@ def _plan_volume(plan: Plan, client: Client, source: Disk, mark: str, name: str)
         lambda: call(
             client,
             "bdev_lvol_clone",
-            {"snapshot_name": _snapshot(source, mark), "clone_name": name},
+            {"snapshot_name": f"{source.pool}/{_snapshot(source, mark)}", "clone_name": name},
         ),
         lambda: call(client, "bdev_lvol_delete", {"name": f"{source.pool}/{name}"}),
     )
@@ -196,11 +203,12 @@ def _held_still(vm: Vm) -> Iterator[tuple[bool, str]]:
                 has_agent = True
                 count = stack.enter_context(agent.frozen())
                 said = f"whole: the guest's agent froze {count} file systems"
-            except (DrivebayError, OSError):
+            except DrivebayError as error:
+                said = f"as after a power cut: the guest's agent froze nothing ({error})"
                 stack.close()
         if qmp.call("query-status")["status"] == "running":
+            stack.callback(lambda: qmp.call("cont"))  # also if the answer to this is lost:
             qmp.call("stop")
-            stack.callback(lambda: qmp.call("cont"))
         yield has_agent, said
 
 
@@ -230,8 +238,8 @@ def _fill(vm: Vm, made: Vm) -> None:
     from drivebay.vm.ssh import make_keys
 
     make_keys(made.keys, made.spec.uuid)
-    if made.spec.firmware == "uefi":
-        make_variables(made.firmware_variables)
+    if made.spec.firmware == "uefi":  # they say what is started from the disks
+        _copy(vm.firmware_variables, made.firmware_variables)
     for disk in made.spec.disks:
         _copy_overlay(vm, made, disk)
     if made.spec.cloud_init is not None and made.spec.cloud_init.user_data is not None:
