@@ -5,6 +5,7 @@ overlay, and what Debian's own QEMU cannot do with a newer one.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -26,10 +27,7 @@ BOOT_SECONDS = "240"
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny(vm_bay: VmBay) -> None:
-    """The target has all cores, so that none is kept from the guests, of which there are many."""
-    cores = len(os.sched_getaffinity(0))
-    socket = vm_bay.folder / "run/drivebay/rpc.sock"
-    vm_bay.ok("target", "start", "-m", f"[0-{cores - 1}]", "-r", str(socket))
+    vm_bay.start_target()
     vm_bay.ok("image", "build", "tiny")
 
 
@@ -45,6 +43,15 @@ def nothing_left(vm_bay: VmBay) -> Iterator[None]:
 def wait_up(vm_bay: VmBay, *names: str) -> None:
     for name in names:
         vm_bay.vm("wait", name, "--for", "console", UP, "--timeout", BOOT_SECONDS)
+
+
+def open_console() -> pexpect.spawn[str]:
+    """The console of VM 't', at its prompt."""
+    console = pexpect.spawn(
+        sys.executable, ["-m", "drivebay", "vm", "console", "t"], encoding="utf-8", timeout=60
+    )
+    console.expect("tiny#")
+    return console
 
 
 @pytest.mark.parametrize("firmware", ["bios", "uefi"])
@@ -109,10 +116,7 @@ def test_the_console_is_typed_at_and_left_with_ctrl_bracket(vm_bay: VmBay) -> No
     vm_bay.vm("create", "t", *SMALL, "--start")
     wait_up(vm_bay, "t")
     for number in range(2):  # it can be left and entered again
-        console = pexpect.spawn(
-            sys.executable, ["-m", "drivebay", "vm", "console", "t"], encoding="utf-8", timeout=60
-        )
-        console.expect("tiny#")
+        console = open_console()
         console.sendline(f"echo $(({number} + 40))x; hostname")
         console.expect(f"{number + 40}x")
         console.expect("tiny")
@@ -125,16 +129,31 @@ def test_the_console_is_typed_at_and_left_with_ctrl_bracket(vm_bay: VmBay) -> No
     assert "41x" in log, "what was typed at the console is in its log, too"
 
 
+def test_what_was_synced_is_there_after_qemu_was_killed(vm_bay: VmBay) -> None:
+    vm_bay.vm("create", "t", *SMALL, "--start")
+    wait_up(vm_bay, "t")
+    console = open_console()
+    console.sendline("echo synced > /root/kept; sync; echo do''ne")
+    console.expect("done")
+    os.kill(vm_bay.pid("t"), signal.SIGKILL)
+    console.expect(pexpect.EOF)
+    while vm_bay.info("t")["state"] == "running":
+        time.sleep(0.05)
+    vm_bay.vm("start", "t")
+    wait_up(vm_bay, "t")
+    console = open_console()
+    console.sendline("cat /root/kept; echo do''ne")
+    console.expect("synced")
+    console.close(force=True)
+
+
 @pytest.mark.parametrize("bus", ["nvme", "scsi"])
 def test_a_newer_qemu_boots_from_other_buses(vm_bay: VmBay, bus: str) -> None:
     qemu = str(system_emulator())
     vm_bay.vm("create", "t", *SMALL, "--bus", bus, "--qemu", qemu, "--start")
     wait_up(vm_bay, "t")
     vm_bay.vm("attach", "t", "--disk", "32M")
-    console = pexpect.spawn(
-        sys.executable, ["-m", "drivebay", "vm", "console", "t"], encoding="utf-8", timeout=60
-    )
-    console.expect("tiny#")
+    console = open_console()
     time.sleep(1)
     console.sendline("cat /proc/partitions; echo do''ne")
     console.expect("nvme1n1|sdb")

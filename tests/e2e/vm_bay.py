@@ -70,6 +70,13 @@ class VmBay:
     def vm_folder(self, name: str) -> Path:
         return Path(self.info(name)["folder"])
 
+    def start_target(self) -> None:
+        """On all cores, so that none is kept from guests, which are many or slow."""
+        cores = len(os.sched_getaffinity(0))
+        socket = self.folder / "run/drivebay/rpc.sock"
+        done = self.program("target", "start", "-m", f"[0-{cores - 1}]", "-r", str(socket))
+        assert done.returncode == 0, done.stderr
+
     def target_pid(self) -> int:
         return int(self.json("target", "status")["pid"])
 

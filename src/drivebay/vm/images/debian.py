@@ -112,6 +112,8 @@ CLOUD_CONFIG: Final = """\
 datasource_list: [NoCloud, None]
 # Keys of the kinds that every client has known for years; RSA's take long to make.
 ssh_genkeytypes: [ed25519, ecdsa]
+# GRUB was put there by us, and no package of it is there to be told of disks.
+grub_dpkg: {enabled: false}
 """
 WAIT_ONLINE: Final = """\
 # A guest without a network starts without waiting two minutes for one.

@@ -1,0 +1,208 @@
+"""One Debian VM, from its image to its clones, as its user sees it: by ssh, inside.
+
+The tests of this module share one guest and run in their order: each goes on where the one
+before it has left the guest. Under emulation a start takes about a minute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.vm_bay import VmBay
+
+pytestmark = pytest.mark.needs_qemu
+
+BOOT_SECONDS = "400"
+LSBLK = "lsblk --output NAME,KNAME,MODEL,HCTL,SIZE,VENDOR,SUBSYSTEMS"
+LAB = "192.168.177"
+CLONES = ("copy-1", "copy-2")
+
+
+@pytest.fixture(scope="module")
+def debian(vm_bay: VmBay, debian_image: Path) -> VmBay:
+    """A VM 'web' with a static address, made of an imported image and started in one line."""
+    vm_bay.ok("image", "import", str(debian_image), "--name", "debian", "--format", "raw")
+    key = vm_bay.folder / "own"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    vm_bay.start_target()
+    vm_bay.vm(
+        "create", "web", "--image", "debian", "--disk", "3G", "--memory", "768M", "--cpus", "1",
+        "--address", "10.0.2.50/24", "--user", "joe", "--ssh-key", f"{key}.pub", "--start",
+    )  # fmt: skip
+    vm_bay.vm("wait", "web", "--for", "ssh", "--timeout", BOOT_SECONDS)
+    return vm_bay
+
+
+def test_the_key_logs_in_and_the_address_is_static(debian: VmBay) -> None:
+    assert debian.ssh("web", "id -un; hostname") == "joe\nweb\n"
+    assert "10.0.2.50/24" in debian.ssh("web", "ip -brief address")
+    assert "default via 10.0.2.2" in debian.ssh("web", "ip route")
+    assert "static address 10.0.2.50/24" in debian.vm("info", "web")
+    key, forward = debian.folder / "own", debian.info("web")["nets"][0]["forward"][0]
+    done = subprocess.run(
+        ["ssh", "-i", key, "-p", forward.split(":")[1], "-o", "IdentitiesOnly=yes",
+         "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
+         "joe@127.0.0.1", "echo hello"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stdout == "hello\n", done.stderr
+
+
+def test_the_system_disk_is_vda_of_virtio_and_found_by_its_serial(debian: VmBay) -> None:
+    lines = debian.ssh("web", LSBLK).splitlines()
+    (vda,) = [line for line in lines if line.startswith("vda ")]
+    assert re.search(r"\b3G\b.*block:virtio:pci", vda)
+    assert debian.ssh("web", "readlink -f /dev/disk/by-id/virtio-system") == "/dev/vda\n"
+    assert debian.ssh("web", "findmnt -no SOURCE /") == "/dev/vda3\n"
+    size = int(debian.ssh("web", "df --output=size -B1M / | tail -1"))
+    assert size > 2700, "the root file system fills the disk that is larger than the image"
+
+
+def test_files_and_programs_go_in_and_out(debian: VmBay) -> None:
+    file = debian.folder / "file"
+    file.write_bytes(os.urandom(100_000))
+    assert debian.program("vm", "cp", str(file), "web:/tmp/there").returncode == 0
+    assert debian.program("vm", "cp", "web:/tmp/there", f"{file}.back").returncode == 0
+    assert file.read_bytes() == Path(f"{file}.back").read_bytes()
+    done = debian.program("vm", "exec", "web", "--", "sh", "-c", "id -un; echo no >&2; exit 7")
+    assert (done.returncode, done.stdout, done.stderr) == (7, "root\n", "no\n")
+
+
+def test_a_disk_grows_while_its_guest_runs(debian: VmBay) -> None:
+    debian.ok("disk", "resize", "default/web-system", "--size", "4G")
+    deadline = time.monotonic() + 20
+    while "4294967296" not in debian.ssh("web", "lsblk -bdno SIZE /dev/vda"):
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
+
+
+def test_a_disk_comes_is_used_and_goes(debian: VmBay) -> None:
+    debian.vm("attach", "web", "--disk", "size=64M,name=data")
+    by_id = "/dev/disk/by-id/virtio-data"
+    debian.ssh("web", f"timeout 20 sh -c 'until test -e {by_id}; do sleep 0.2; done'")
+    debian.ssh("web", f"sudo mkfs.ext4 -q {by_id} && sudo mount {by_id} /mnt && "
+                      "echo kept | sudo tee /mnt/x && sudo umount /mnt")  # fmt: skip
+    debian.vm("detach", "web", "data")
+    assert debian.ssh("web", f"test -e {by_id} || echo gone") == "gone\n"
+    assert "web-data" in debian.disks(), "detaching deletes nothing"
+    debian.ok("disk", "delete", "web-data", "--yes")
+
+
+def test_a_killed_target_loses_nothing_that_the_guest_writes(debian: VmBay) -> None:
+    script = "dd if=/dev/urandom of=/var/tmp/data bs=1M count=24 2>/dev/null; sync; echo written"
+    debian.ssh("web", f"nohup sh -c '{script} > /var/tmp/said' > /dev/null 2>&1 &")
+    time.sleep(1)
+    os.kill(debian.target_pid(), 9)
+    time.sleep(0.5)
+    debian.start_target()
+    wait = "timeout 100 sh -c 'until grep -q written /var/tmp/said; do sleep 0.5; done'"
+    debian.ssh("web", f"{wait} && sudo sh -c 'sha256sum /var/tmp/data; echo 3 > "
+                      "/proc/sys/vm/drop_caches; sha256sum /var/tmp/data' | uniq | wc -l | "
+                      "grep -qx 1")  # fmt: skip
+    assert debian.ssh("web", "sudo dmesg | grep -c 'I/O error' || true") == "0\n"
+
+
+# ---- clones -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A bridge of the host on which a DHCP server gives addresses."""
+
+    leases: Path
+
+    def interface(self, name: str) -> str:
+        """Lines for vm.toml: a second interface, on a TAP that QEMU's user may open."""
+        run("ip", "tuntap", "add", name, "mode", "tap", "user", "nobody")
+        run("ip", "link", "set", name, "master", "dblab0", "up")
+        mac = f"52:54:00:77:00:{int(name[-1]):02}"
+        words = ["-netdev", f"tap,id=lab,ifname={name},script=no,downscript=no", "-device",
+                 f"virtio-net-pci,netdev=lab,romfile=,addr=0xc,mac={mac}"]  # fmt: skip
+        return f"qemu_args = {words!r}\n".replace("'", '"')
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def lab(vm_bay: VmBay) -> Iterator[Lab]:
+    if os.geteuid() != 0:
+        pytest.skip("only root may make a bridge, TAPs and a DHCP server")
+    leases = vm_bay.folder / "leases"
+    try:
+        run("ip", "link", "add", "dblab0", "type", "bridge")
+        run("ip", "address", "add", f"{LAB}.1/24", "dev", "dblab0")
+        run("ip", "link", "set", "dblab0", "up")
+        server = subprocess.Popen(
+            ["dnsmasq", "--no-daemon", "--port=0", "--interface=dblab0", "--bind-interfaces",
+             "--conf-file=/dev/null", f"--dhcp-range={LAB}.100,{LAB}.150,1h",
+             f"--dhcp-leasefile={leases}", "--user=root"],
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            yield Lab(leases)
+        finally:
+            server.terminate()
+            server.wait()
+    finally:
+        for name in ("dbtap1", "dbtap2", "dblab0"):
+            with contextlib.suppress(AssertionError):
+                run("ip", "link", "delete", name)
+
+
+@pytest.fixture(scope="module")
+def clones(debian: VmBay, lab: Lab) -> str:
+    """Two clones of the running 'web', which start at once; returns what `vm clone` said."""
+    network = "[Match]\\nName=enp0s12\\n[Network]\\nDHCP=yes\\n"
+    debian.ssh("web", f"printf '{network}' | sudo tee /etc/systemd/network/20-lab.network; "
+                      "echo both | sudo tee /etc/both; sync")  # fmt: skip
+    said = debian.vm("clone", "web", "copy", "--count", "2")
+    debian.ssh("web", "echo later | sudo tee /etc/later; sync")
+    for number, name in enumerate(CLONES):
+        toml = debian.vm_folder(name) / "vm.toml"
+        toml.write_text(lab.interface(f"dbtap{number + 1}") + toml.read_text())
+        debian.vm("start", name)
+    for name in CLONES:
+        debian.vm("wait", name, "--for", "ssh", "--timeout", BOOT_SECONDS)
+    return said
+
+
+def test_clones_run_beside_it_and_are_machines_of_their_own(debian: VmBay, clones: str) -> None:
+    assert "the guest's agent froze 1 file systems" in clones
+    what = (
+        "cat /etc/machine-id; hostname; sudo cat /sys/class/dmi/id/product_uuid; "
+        "sudo cut -c1-80 /etc/ssh/ssh_host_ed25519_key.pub"
+    )
+    found = [debian.ssh(name, what).splitlines() for name in ("web", *CLONES)]
+    for values in zip(*found, strict=True):
+        assert len(set(values)) == 3, values
+    assert debian.ssh("copy-1", "cat /etc/both") == "both\n"
+    assert debian.ssh("copy-1", "test -e /etc/later || echo none") == "none\n"
+
+
+def test_two_clones_on_one_network_get_different_addresses(debian: VmBay, clones: str) -> None:
+    show = f"ip -4 -brief address show enp0s12 | grep -o '{LAB}[.0-9]*'"
+    wait = f'timeout 60 sh -c "until {show}; do sleep 1; done"'
+    found = [debian.ssh(name, wait) for name in CLONES]
+    assert len(set(found)) == 2, found
+
+
+def test_deleted_clones_leave_the_original_as_it_was(debian: VmBay, clones: str) -> None:
+    for name in CLONES:
+        debian.vm("delete", name, "--force", "--yes")
+    assert [disk for disk in debian.disks() if disk.startswith("copy")] == []
+    (system,) = [disk for disk in debian.json("disk", "list") if disk["name"] == "web-system"]
+    assert system["snapshots"] == []
+    assert debian.ssh("web", "cat /etc/both /etc/later") == "both\nlater\n"
+    assert debian.vm("stop", "web") == "VM 'web' is off\n"
