@@ -74,7 +74,8 @@ def running(vm: Vm) -> Running | None:
     try:
         record = json.loads(vm.running_file.read_text(encoding="utf-8"))
         found = Running(**record)
-        return found if found.alive() else None
+        # Of a process that is gone nothing is known, which null would be equal to.
+        return found if record["start_ticks"] is not None and found.alive() else None
     except (OSError, ValueError, TypeError):
         return None  # never started, or a record that nobody can use
 
@@ -190,11 +191,15 @@ def launch(
     """Start QEMU and wait until its monitor answers. Raises: StateError with QEMU's own words."""
     if running(vm) is not None:
         raise InUse(f"VM '{vm.name}' runs already", hint=f"drivebay vm info {vm.name}")
-    vm.running_file.unlink(missing_ok=True)
-    _turn_over(vm.qemu_log)
     line = command_line(qemu, accelerator, hardware)
-    child = start("qemu", line, vm.qemu_log, pass_fds=inherited, identity=identity,
-                  outlives_us=True)  # fmt: skip
+    try:
+        vm.running_file.unlink(missing_ok=True)
+        _turn_over(vm.qemu_log)
+        child = start("qemu", line, vm.qemu_log, pass_fds=inherited, identity=identity,
+                      outlives_us=True)  # fmt: skip
+    except OSError as error:  # also when there is no setpriv
+        what = f"can't start QEMU of VM '{vm.name}' ('{error.filename}')"
+        raise HostError(what, error.errno or errno.EIO) from error
     try:
         _wait_for_monitor(vm, child)
         found = Running(
@@ -272,10 +277,14 @@ def _turn_over(log: Path) -> None:
 
 def _write_record(vm: Vm, record: Running) -> None:
     fresh = vm.running_file.with_suffix(".new")
-    descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(record), indent=1) + "\n")
-    fresh.replace(vm.running_file)
+    try:
+        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(record), indent=1) + "\n")
+        fresh.replace(vm.running_file)
+    except OSError as error:
+        what = f"can't write '{vm.running_file}'"
+        raise HostError(what, error.errno or errno.EIO, path=str(fresh)) from error
 
 
 # ---- ending -------------------------------------------------------------------------------------
