@@ -29,7 +29,7 @@ def show_all(found: argparse.Namespace) -> int:
     shown = []
     for name in names:
         try:
-            shown.append(as_json(vms.load(name)))
+            shown.append(_known(vms.load(name)))
         except DrivebayError as error:
             shown.append({"name": name, "state": "broken", "error": str(error)})
             if not found.json:
@@ -85,7 +85,13 @@ def info(found: argparse.Namespace) -> int:
 
 
 def as_json(vm: Vm) -> dict[str, Any]:
-    """Everything that is known of a VM."""
+    """Everything that is known of a VM, also by its guest, which may take a second to ask."""
+    addresses = [] if run.running(vm) is None else _addresses(vm)
+    return {**_known(vm), "addresses": addresses}
+
+
+def _known(vm: Vm) -> dict[str, Any]:
+    """What its folder and its process say."""
     spec = vm.spec
     found = run.running(vm)
     return {
@@ -119,7 +125,6 @@ def as_json(vm: Vm) -> dict[str, Any]:
             }
             for net in spec.nets
         ],
-        "addresses": [] if found is None else _addresses(vm),
         "pending": [] if found is None else pending(vm, found),
         "folder": str(vm.folder),
     }
