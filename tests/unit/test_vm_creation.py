@@ -238,7 +238,7 @@ def test_a_folder_that_cannot_be_filled_leaves_no_disk(
 
 def test_user_data_that_is_not_there_leaves_nothing(world: World) -> None:
     world.pool()
-    refused(world, HostError, "can't read the user-data '/nonexistent'",
+    refused(world, HostError, "can't read the user-data '/nonexistent': No such file",
             image=world.image(), user_data=Path("/nonexistent"),
             cloud_init=CloudInit("", "web"))  # fmt: skip
 

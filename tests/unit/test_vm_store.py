@@ -18,7 +18,7 @@ from tests.unit.vm_world import MIB, bare
 
 @pytest.fixture
 def vms(tmp_path: Path) -> Vms:
-    return Vms(tmp_path / "vms")
+    return Vms(tmp_path / "deep" / "vms")
 
 
 def make(vms: Vms, name: str = "web") -> Vm:

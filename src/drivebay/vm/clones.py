@@ -53,8 +53,8 @@ class Clones:
     specs: list[VmSpec]
     volumes: list[str]  # the new ones, by POOL/NAME
     drop_snapshots: Callable[[], object]  # once the volumes read from none
-    consistency: str = ""  # known when the plan has run, as is
-    has_agent: bool = False
+    has_agent: bool  # known when the plan has run, as is
+    consistency: str = ""
 
 
 def plan_clones(
@@ -73,7 +73,7 @@ def plan_clones(
         )
     mark = f"{CLONE_SNAPSHOT}{secrets.token_hex(4)}"
     drop = partial(_drop_snapshots, client, sources.values(), mark)
-    clones = Clones(plan, [], [], drop, has_agent=renewal.is_pending(vm))
+    clones = Clones(plan, [], [], drop, renewal.is_pending(vm))
     if sources:
         plan.add(
             f"freeze VM '{vm.name}' for a moment, and take a snapshot of each disk"
