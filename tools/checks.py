@@ -18,10 +18,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = [sys.executable, "-m"]
@@ -36,6 +40,7 @@ class Part:
     command: list[str]
     limit_s: int = 300
     settings: Mapping[str, str] = field(default_factory=dict)  # of its environment
+    beside: bool = False  # runs beside the others from the beginning, its output comes last
 
 
 def pytest_part(folder: str, limit_s: int = 300, *more: str) -> Part:
@@ -59,12 +64,23 @@ TEST = [
     pytest_part("property"),
     pytest_part("hostile", 600),
     Part("fuzz", [*PYTHON, "fuzz", "short"]),
-    # A guest that boots under emulation takes longer than other tests.
-    pytest_part("e2e", 1800, "-o", "faulthandler_timeout=600"),
+    pytest_part("e2e", 1200, "--ignore-glob=tests/e2e/test_vm_*"),
+    # Guests that boot under emulation take minutes, in which most other tests need one core.
+    Part(
+        "vms",
+        [
+            *("nice", "-n", "10", *PYTHON, "pytest", "-q", "-p", "no:cacheprovider"),
+            *("-o", "faulthandler_timeout=900"),
+            *sorted(str(path) for path in ROOT.glob("tests/e2e/test_vm_*.py")),
+        ],
+        2100,
+        beside=True,
+    ),
 ]
 # Tests of the tools, which are Python and reach a target only over its socket.
 FAR = [
-    f"--ignore-glob=tests/unit/test_{subject}_*.py" for subject in ("vm", "cli", "disks", "host")
+    *(f"--ignore-glob=tests/unit/test_{who}_*.py" for who in ("vm", "cli", "disks", "host")),
+    "--ignore=tests/hostile/test_images.py",
 ]
 SANITIZED = [sys.executable, "tools/sanitized.py", "-m"]
 ASAN = [
@@ -85,14 +101,22 @@ SOAK = Part(
 )
 
 
-def run_part(part: Part) -> tuple[bool, float]:
-    print(f"\n== {part.name}: {' '.join(part.command[1:])}", flush=True)
+RUNNING: set[subprocess.Popen[bytes]] = set()
+
+
+def run_part(part: Part, output: IO[bytes] | None = None) -> tuple[bool, float]:
+    """Run it to its end or its limit; it prints where we do, or into ``output``."""
+    if output is None:
+        print(f"\n== {part.name}: {' '.join(part.command[1:])}", flush=True)
     started = time.monotonic()
     # Tools call each other by name (cython-lint does), and must find those of our environment.
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     env = {**os.environ, "PATH": path, **part.settings}
     # A group of its own, so that a stopped part leaves no children.
-    process = subprocess.Popen(part.command, cwd=ROOT, env=env, start_new_session=True)
+    process = subprocess.Popen(
+        part.command, cwd=ROOT, env=env, start_new_session=True, stdout=output, stderr=output
+    )
+    RUNNING.add(process)
     try:
         passed = process.wait(part.limit_s) == 0
     except subprocess.TimeoutExpired:
@@ -102,6 +126,7 @@ def run_part(part: Part) -> tuple[bool, float]:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        RUNNING.discard(process)
     return passed, time.monotonic() - started
 
 
@@ -119,12 +144,36 @@ def chosen(words: list[str]) -> list[Part]:
     return [by_name[word] for word in words]
 
 
+def end_all() -> None:
+    for process in list(RUNNING):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def run_parts(parts: Sequence[Part]) -> list[tuple[str, bool, float]]:
+    """Run parts in their order, but for those that run beside the others."""
+    with ExitStack() as stack:
+        pool = stack.enter_context(ThreadPoolExecutor(max_workers=4))
+        waiting = []
+        for part in parts:
+            if part.beside:
+                output = stack.enter_context(tempfile.TemporaryFile())
+                waiting.append((part, output, pool.submit(run_part, part, output)))
+        stack.callback(end_all)  # before the pool waits for them: Ctrl-C ends all at once
+        results = [(part.name, *run_part(part)) for part in parts if not part.beside]
+        for part, output, running in waiting:
+            results.append((part.name, *running.result()))
+            print(f"\n== {part.name}, beside the others: {' '.join(part.command[1:])}", flush=True)
+            output.seek(0)
+            print(output.read().decode(errors="replace"), flush=True)
+    return results
+
+
 def main() -> int:
-    results = [(part.name, *run_part(part)) for part in chosen(sys.argv[1:])]
+    results = run_parts(chosen(sys.argv[1:]))
     print()
     for name, passed, seconds in results:
         print(f"{name:12} {'passed' if passed else 'FAILED':8} {seconds:6.1f} s")
-    print(f"{'together':12} {'':8} {sum(seconds for *_, seconds in results):6.1f} s")
     return 0 if all(passed for _, passed, _ in results) else 1
 
 

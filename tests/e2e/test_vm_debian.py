@@ -21,7 +21,7 @@ from tests.e2e.vm_bay import VmBay
 
 pytestmark = pytest.mark.needs_qemu
 
-BOOT_SECONDS = "400"
+BOOT_SECONDS = "900"
 LSBLK = "lsblk --output NAME,KNAME,MODEL,HCTL,SIZE,VENDOR,SUBSYSTEMS"
 LAB = "192.168.177"
 CLONES = ("copy-1", "copy-2")

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.needs_qemu
 
 MANY = 16
 SMALL = ("--image", "tiny", "--memory", "96M", "--cpus", "1")
-BOOT_SECONDS = "240"
+BOOT_SECONDS = "600"
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -25,6 +25,16 @@ def test_a_failed_part_fails() -> None:
     assert not checks.run_part(checks.Part("bad", [sys.executable, "-c", "exit(1)"]))[0]
 
 
+def test_parts_run_beside_the_others_and_come_last(capfd: pytest.CaptureFixture[str]) -> None:
+    code = "import time; time.sleep(0.5); print('slow')"
+    slow = checks.Part("slow", [sys.executable, "-c", code], beside=True)
+    quick = checks.Part("quick", [sys.executable, "-c", "print('quick'); exit(1)"])
+    results = checks.run_parts([slow, quick])
+    assert [(name, passed) for name, passed, _ in results] == [("quick", False), ("slow", True)]
+    said = capfd.readouterr().out
+    assert said.index("\nquick\n") < said.index("\nslow\n")
+
+
 def test_a_hung_part_is_stopped_and_fails() -> None:
     hung = checks.Part("hung", [sys.executable, "-c", "import time; time.sleep(600)"], limit_s=1)
     passed, seconds = checks.run_part(hung)
