@@ -198,8 +198,10 @@ def _plug(client: Client, vm: Vm, disk: DiskSpec) -> None:
     identity = unprivileged()
     uid = None if identity is None else identity.uid
     socket = ensure_controller(client, vm.name, disk, read_inventory(client), uid)
+    running = run.running(vm)  # it may be another QEMU than vm.toml names by now
     try:
-        plug(vm, find_qemu(vm.spec.qemu), vhost_disk(vm, disk, socket))
+        qemu = find_qemu(vm.spec.qemu if running is None else running.qemu)
+        plug(vm, qemu, vhost_disk(vm, disk, socket))
     except BaseException:
         remove_controller(client, vm.name, disk.name, force=True)
         raise

@@ -231,7 +231,9 @@ def _turn_over(log: Path) -> None:
 
 
 def _pin(vm: Vm, placement: places.Placement) -> None:
-    if placement.vcpu_cores:
-        with run.monitor(vm) as qmp:
-            threads = [int(entry["thread-id"]) for entry in qmp.call("query-cpus-fast")]
+    """Move the vCPUs to their cores; a VM that runs on others is better than none."""
+    if not placement.vcpu_cores:
+        return
+    with contextlib.suppress(DrivebayError), run.monitor(vm) as qmp:
+        threads = [int(entry["thread-id"]) for entry in qmp.call("query-cpus-fast")]
         places.pin(threads, placement)
