@@ -40,7 +40,10 @@ def test_the_state_folder_is_the_users_own(folder: Path, tmp_path: Path) -> None
     assert folder == tmp_path / "drivebay"
     # QEMU, which is never root, passes through root's to the sockets that were made for it.
     assert folder.stat().st_mode & 0o777 == (0o711 if os.geteuid() == 0 else 0o700)
+    mode = folder.stat().st_mode
+    folder.chmod(0o755)
     assert daemon.make_state_folder() == folder
+    assert folder.stat().st_mode == mode
 
 
 def test_a_relative_runtime_folder_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:

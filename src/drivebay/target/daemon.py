@@ -194,6 +194,8 @@ def make_state_folder() -> Path:
             path=str(folder),
             hint="set XDG_RUNTIME_DIR to a folder of yours",
         )
+    if stat.S_IMODE(status.st_mode) != _state_mode():
+        folder.chmod(_state_mode())  # an earlier Drivebay let nobody pass
     return folder
 
 
