@@ -155,7 +155,7 @@ def test_the_seed_is_written_anew_for_its_owner(world: World) -> None:
     write_seed(vm)
     assert b"CD001" in vm.seed.read_bytes()
     assert stat.S_IMODE(vm.seed.stat().st_mode) == 0o600
-    vm.seed.with_suffix(".new").mkdir()
+    (vm.folder / ".seed.iso.new").mkdir()
     with pytest.raises(HostError, match="can't write"):
         write_seed(vm)
 

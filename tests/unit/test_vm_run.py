@@ -248,7 +248,7 @@ def test_one_that_hangs_is_ended(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_one_that_cannot_be_written_down_is_ended(vm: Vm, monitor: FakeMonitor) -> None:
-    vm.running_file.with_suffix(".new").mkdir()
+    (vm.folder / ".running.json.new").mkdir()
     before = children()
     with pytest.raises(HostError, match=r"can't write '.*running.json': Is a directory"):
         launch(vm, "exec sleep 600")

@@ -10,7 +10,6 @@ come first (QEMU connects while it starts), then the seed, then QEMU.
 from __future__ import annotations
 
 import contextlib
-import os
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from drivebay.vm.images.store import Images
 from drivebay.vm.kvm import choose_accelerator
 from drivebay.vm.processes import unprivileged
 from drivebay.vm.qemu import Qemu, find_qemu
-from drivebay.vm.store import Vm, Vms
+from drivebay.vm.store import Vm, Vms, write_private
 
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client
@@ -71,7 +70,7 @@ def start(vms: Vms, name: str, socket: str | None = None) -> Started:
         sockets, placement = _prepare_disks(vms, vm, socket)
         write_seed(vm)
         with ExitStack() as stack:
-            _turn_over(vm.console_log)
+            run.turn_over(vm.console_log)
             descriptors = run.Descriptors(vm, identity, stack)
             hardware = assemble(vm, descriptors, sockets, placement)
             found = run.launch(vm, qemu, accelerator, hardware, descriptors.inherited, identity)
@@ -214,20 +213,7 @@ def write_seed(vm: Vm) -> None:
                 getattr(error, "errno", None) or 0,
                 path=str(path),
             ) from error
-    data = seed_iso(spec, keys.login, keys.host, user_data)
-    fresh = vm.seed.with_suffix(".new")
-    try:
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        fresh.replace(vm.seed)
-    except OSError as error:
-        raise HostError(f"can't write '{vm.seed}'", error.errno or 0, path=str(vm.seed)) from error
-
-
-def _turn_over(log: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        log.replace(log.with_name(f"{log.name}.1"))
+    write_private(vm.seed, seed_iso(spec, keys.login, keys.host, user_data))
 
 
 def _pin(vm: Vm, placement: places.Placement) -> None:

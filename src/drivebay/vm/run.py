@@ -35,7 +35,7 @@ from drivebay.vm.processes import Child, Identity, start
 from drivebay.vm.qemu import Qemu
 from drivebay.vm.qmp import Qmp
 from drivebay.vm.spec import DiskSpec, read_spec, write_spec
-from drivebay.vm.store import Vm
+from drivebay.vm.store import Vm, write_private
 
 __all__ = [
     "Descriptors",
@@ -46,6 +46,7 @@ __all__ = [
     "note_disk",
     "press_power_button",
     "running",
+    "turn_over",
     "wait_for_end",
 ]
 
@@ -194,7 +195,7 @@ def launch(
     line = command_line(qemu, accelerator, hardware)
     try:
         vm.running_file.unlink(missing_ok=True)
-        _turn_over(vm.qemu_log)
+        turn_over(vm.qemu_log)
         child = start("qemu", line, vm.qemu_log, pass_fds=inherited, identity=identity,
                       outlives_us=True)  # fmt: skip
     except OSError as error:  # also when there is no setpriv
@@ -268,7 +269,7 @@ def note_disk(vm: Vm, name: str, disk: DiskSpec | None) -> None:
     _write_record(vm, replace(found, text=text))
 
 
-def _turn_over(log: Path) -> None:
+def turn_over(log: Path) -> None:
     """Keep the log of the run before, and begin anew."""
     with contextlib.suppress(FileNotFoundError):
         log.replace(log.with_name(f"{log.name}.1"))
@@ -276,15 +277,7 @@ def _turn_over(log: Path) -> None:
 
 
 def _write_record(vm: Vm, record: Running) -> None:
-    fresh = vm.running_file.with_suffix(".new")
-    try:
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(record), indent=1) + "\n")
-        fresh.replace(vm.running_file)
-    except OSError as error:
-        what = f"can't write '{vm.running_file}'"
-        raise HostError(what, error.errno or errno.EIO, path=str(fresh)) from error
+    write_private(vm.running_file, (json.dumps(asdict(record), indent=1) + "\n").encode())
 
 
 # ---- ending -------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from drivebay.disks.places import data_folder
 from drivebay.errors import AlreadyExists, DrivebayError, HostError, InUse, NotFound
 from drivebay.vm.spec import VmSpec, check_vm_name, read_spec, write_spec
 
-__all__ = ["Vm", "Vms"]
+__all__ = ["Vm", "Vms", "write_private"]
 
 _SPEC: Final = "vm.toml"
 _NEW: Final = ".new-"
@@ -162,7 +162,7 @@ class Vms:
             raise _refusal("can't make a folder in", self.folder, error) from error
         try:
             text = write_spec(spec)
-            _write(fresh / _SPEC, text)
+            write_private(fresh / _SPEC, text.encode())
             fill(Vm(fresh, spec, text))
             try:
                 fresh.rename(self.folder / spec.name)
@@ -179,7 +179,7 @@ class Vms:
         """Write a changed vm.toml, whose comments stay. Raises: HostError."""
         text = write_spec(spec, vm.text)
         read_spec(spec.name, text)  # what we write, we can read
-        _write(vm.folder / _SPEC, text)
+        write_private(vm.folder / _SPEC, text.encode())
         return Vm(vm.folder, spec, text)
 
     def delete(self, vm: Vm) -> None:
@@ -205,13 +205,13 @@ class Vms:
             raise _refusal("can't make", self.folder, error) from error
 
 
-def _write(path: Path, text: str) -> None:
-    """Write a file that only its owner may read, at once."""
+def write_private(path: Path, data: bytes) -> None:
+    """Write a file that only its owner may read, at once. Raises: HostError."""
     fresh = path.with_name(f".{path.name}.new")
     try:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(descriptor)
         fresh.replace(path)
