@@ -29,7 +29,8 @@ from drivebay.target.daemon import BackgroundTarget
 from drivebay.vm.kvm import Accelerator
 from drivebay.vm.packages import install_command
 from drivebay.vm.run import Running
-from drivebay.vm.spec import DiskSpec, Forward, NetSpec, VmSpec, write_spec
+from drivebay.vm.spec import DiskSpec, Forward, NetSpec, VmSpec
+from drivebay.vm.spec_file import write_spec
 from drivebay.vm.store import Vm, Vms
 from tests.fakes.qemu import stand_in
 
@@ -59,10 +60,7 @@ Run = Callable[..., Answer]
 
 @pytest.fixture(autouse=True)
 def host(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A host whose folders are the test's, with a QEMU that can everything; no target runs.
-
-    Its name is short, as sockets want it.
-    """
+    """A host of the test: short folders, as sockets want them, and a QEMU that can everything."""
     folder = Path(tempfile.mkdtemp(prefix="bay", dir="/tmp"))
     folder.chmod(0o755)
     for name in ("DATA_HOME", "CACHE_HOME", "RUNTIME_DIR", "STATE_HOME"):

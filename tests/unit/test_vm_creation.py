@@ -25,7 +25,8 @@ from drivebay.errors import (
 )
 from drivebay.vm.creation import Creation, DiskWish, NetWish, Wish, plan_creation
 from drivebay.vm.qemu import Qemu
-from drivebay.vm.spec import Boot, CloudInit, DiskSpec, Forward, NetSpec, read_spec
+from drivebay.vm.spec import Boot, CloudInit, DiskSpec, Forward, NetSpec
+from drivebay.vm.spec_file import read_spec
 from tests.unit.vm_world import MIB, World, bare
 
 ABLE = ("memfd", "user-net", "vhost-user-blk", "vhost-user-block-driver", "nvme", "scsi", "ahci")

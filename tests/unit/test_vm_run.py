@@ -25,7 +25,8 @@ from drivebay.vm.hardware import Hardware, Listener, Memory
 from drivebay.vm.kvm import Accelerator
 from drivebay.vm.processes import Identity
 from drivebay.vm.qemu import Qemu
-from drivebay.vm.spec import DiskSpec, read_spec
+from drivebay.vm.spec import DiskSpec
+from drivebay.vm.spec_file import read_spec
 from drivebay.vm.store import Vm
 from tests.fakes.qemu import script
 from tests.fakes.qemu_monitor import FakeMonitor

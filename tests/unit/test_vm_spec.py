@@ -13,12 +13,12 @@ from drivebay.vm.spec import (
     DiskSpec,
     Forward,
     NetSpec,
+    ShareSpec,
     VmSpec,
     check_vm_name,
     read_forward,
-    read_spec,
-    write_spec,
 )
+from drivebay.vm.spec_file import read_spec, write_spec
 
 MAC = "52:54:00:12:34:56"
 SMALL = 'uuid = "u"\nmachine = "pc-q35-7.2"\nmemory = "1G"\ncpus = 2\n'
@@ -31,6 +31,9 @@ FULL = VmSpec(
     firmware="uefi",
     bus="scsi",
     image="debian-12",
+    iso="/srv/debian.iso",
+    autostart=True,
+    lab="shop",
     qemu="/opt/qemu",
     qemu_args=("-device", "virtio-rng-pci"),
     boot=Boot("/boot/vmlinuz", "/boot/initrd", "console=ttyS0"),
@@ -49,6 +52,7 @@ FULL = VmSpec(
             ("10.0.2.3",),
         ),
     ),
+    shares=(ShareSpec("/srv/files", "files"), ShareSpec("/srv/src", "src.1", True)),
     cloud_init=CloudInit("i-1", "web", "admin", ("ssh-ed25519 A",), "$6$x", ("curl",), "user-data"),
 )
 
@@ -93,6 +97,9 @@ def test_writing_the_same_changes_nothing() -> None:
         (SMALL + 'firmware = "coreboot"', "one of bios, uefi"),
         (SMALL.replace("1G", "383M") + 'firmware = "uefi"', "UEFI needs 384 MiB"),
         (SMALL + 'colour = "red"', "unknown: 'colour'"),
+        (SMALL + '[[share]]\ndirectory = "src"\ntag = "a"', "should begin with '/'"),
+        (SMALL + '[[share]]\ndirectory = "/src"\ntag = "a b"', "can't be a tag"),
+        (SMALL + 2 * '[[share]]\ndirectory = "/src"\ntag = "a"\n', "two shares of one tag: a, a"),
         (SMALL + "qemu_args = [1]", "a list of texts"),
         (SMALL + 'disk = ["a"]', r"write \[\[disk\]\]"),
         (SMALL + '[[disk]]\nname = "a"', "either 'bdev' or 'overlay'"),
@@ -126,3 +133,9 @@ def test_names() -> None:
     for name in ("", "-a", "a-", "a b", "a/b", "..", "a.b", "ü", "A" * 41, "a\n"):
         with pytest.raises(UsageError, match="can't be the name of a VM"):
             check_vm_name(name)
+
+
+def test_a_key_that_is_nearly_right_is_named() -> None:
+    with pytest.raises(UsageError) as caught:
+        read_spec("tiny", SMALL + 'imagee = "x"')
+    assert caught.value.hint == "is 'image' meant?"

@@ -38,7 +38,8 @@ from drivebay.vm.images.store import Images
 from drivebay.vm.ports import check_free
 from drivebay.vm.processes import unprivileged
 from drivebay.vm.qemu import find_qemu
-from drivebay.vm.spec import DiskSpec, NetSpec, VmSpec, read_spec, write_spec
+from drivebay.vm.spec import DiskSpec, NetSpec, VmSpec
+from drivebay.vm.spec_file import read_spec, write_spec
 from drivebay.vm.store import Vm, Vms
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from drivebay.disks.sizes import format_size
 from drivebay.errors import DrivebayError, StateError
 from drivebay.vm import run
 from drivebay.vm.disks import controller_name
-from drivebay.vm.spec import DHCP, DiskSpec, NetSpec, VmSpec, read_spec
+from drivebay.vm.spec import DHCP, DiskSpec, NetSpec, VmSpec
+from drivebay.vm.spec_file import read_spec
 from drivebay.vm.store import Vm, Vms
 
 __all__ = ["as_json", "info", "libvirt_xml", "pending", "qemu_command", "show_all"]

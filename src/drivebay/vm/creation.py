@@ -30,17 +30,8 @@ from drivebay.vm.identity import Origin, free_mac, host_machine_id, new_instance
 from drivebay.vm.lifecycle import check_able
 from drivebay.vm.ports import check_free, free_forward
 from drivebay.vm.qemu import Qemu
-from drivebay.vm.spec import (
-    DHCP,
-    Boot,
-    CloudInit,
-    DiskSpec,
-    Forward,
-    NetSpec,
-    VmSpec,
-    read_spec,
-    write_spec,
-)
+from drivebay.vm.spec import DHCP, Boot, CloudInit, DiskSpec, Forward, NetSpec, VmSpec
+from drivebay.vm.spec_file import read_spec, write_spec
 from drivebay.vm.store import Vm, Vms
 
 if TYPE_CHECKING:

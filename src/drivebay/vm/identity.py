@@ -91,7 +91,8 @@ def new_identity(
     """Return ``spec`` as another VM called ``name``.
 
     A host name that a person chose stays; one that was the VM's name follows it. Forwards are
-    left out unless asked for: the original has those ports of the host.
+    left out unless asked for: the original has those ports of the host. It starts with no host
+    and belongs to no lab.
     """
     used = set(taken) | {net.mac for net in spec.nets}
     nets: list[NetSpec] = []
@@ -103,7 +104,15 @@ def new_identity(
     if cloud_init is not None:
         hostname = name if cloud_init.hostname == spec.name else cloud_init.hostname
         cloud_init = replace(cloud_init, instance_id=new_instance_id(), hostname=hostname)
-    return replace(spec, name=name, uuid=new_uuid(), nets=tuple(nets), cloud_init=cloud_init)
+    return replace(
+        spec,
+        name=name,
+        uuid=new_uuid(),
+        nets=tuple(nets),
+        cloud_init=cloud_init,
+        autostart=False,
+        lab=None,  # whose file knows nothing of it
+    )
 
 
 def host_machine_id(data: Path) -> str:

@@ -34,7 +34,8 @@ from drivebay.vm.kvm import Accelerator
 from drivebay.vm.processes import Child, Identity, start
 from drivebay.vm.qemu import Qemu
 from drivebay.vm.qmp import Qmp
-from drivebay.vm.spec import DiskSpec, read_spec, write_spec
+from drivebay.vm.spec import DiskSpec
+from drivebay.vm.spec_file import read_spec, write_spec
 from drivebay.vm.store import Vm, write_private
 
 __all__ = [

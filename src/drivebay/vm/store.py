@@ -20,7 +20,8 @@ from typing import Final
 
 from drivebay.disks.places import data_folder
 from drivebay.errors import AlreadyExists, DrivebayError, HostError, InUse, NotFound
-from drivebay.vm.spec import VmSpec, check_vm_name, read_spec, write_spec
+from drivebay.vm.spec import VmSpec, check_vm_name
+from drivebay.vm.spec_file import read_spec, write_spec
 
 __all__ = ["Vm", "Vms", "write_private"]
 

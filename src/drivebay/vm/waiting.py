@@ -15,7 +15,8 @@ from drivebay.errors import HostError, PeerError, StateError, UsageError
 from drivebay.vm.agent import Agent, AgentSilent
 from drivebay.vm.logs import new_bytes
 from drivebay.vm.run import Running, running, wait_for_end
-from drivebay.vm.spec import VmSpec, read_spec
+from drivebay.vm.spec import VmSpec
+from drivebay.vm.spec_file import read_spec
 from drivebay.vm.ssh import SshSilent, endpoint, read_banner
 from drivebay.vm.store import Vm
 

@@ -15,7 +15,7 @@ from drivebay.disks.inventory import Disk, Inventory
 from drivebay.disks.places import data_folder
 from drivebay.errors import DrivebayError, InUse
 from drivebay.vm.images.store import Image
-from drivebay.vm.spec import read_spec
+from drivebay.vm.spec_file import read_spec
 
 __all__ = ["bdev_of", "bdev_parameters", "clones_of", "refuse_used", "users_of"]
 
