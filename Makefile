@@ -21,8 +21,9 @@ run: setup  ## boot a real guest in QEMU on a disk that we serve
 check: setup  ## format, lint, types, style and unit tests: under two minutes
 	@$(BIN)/python tools/checks.py check
 
-test: setup  ## check, then spec, property, hostile and end-to-end tests and a short fuzz; CI runs it and asan
-	@$(BIN)/python tools/checks.py test
+AND ?=
+test: setup  ## check, then spec, property, hostile and end-to-end tests and a short fuzz; CI runs it AND=asan
+	@$(BIN)/python tools/checks.py test $(AND)
 
 soak: setup  ## the crash tests at length: 100 kills for each kind of ring, 10,000 sessions
 	@$(BIN)/python tools/checks.py soak
@@ -40,9 +41,8 @@ docs:  ## list the documents
 dev:  ## an editable install in .venv-dev, rebuilt when it is imported
 	@$(PYTHON) tools/setup.py dev
 
-asan:  ## the data plane's tests and a short fuzz with bounds checks, address and undefined-behaviour sanitizers
-	@$(PYTHON) tools/setup.py asan
-	@.venv-asan/bin/python tools/checks.py asan
+asan: setup  ## the data plane's tests and a short fuzz with bounds checks, address and undefined-behaviour sanitizers
+	@$(BIN)/python tools/checks.py asan
 
 SECONDS ?= 600
 SEED ?=

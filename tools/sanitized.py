@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 LIBRARIES = ("libasan.so", "libubsan.so")
 ASAN = "detect_leaks=0:handle_segv=0:handle_sigbus=0:detect_stack_use_after_return=1"
@@ -27,6 +28,8 @@ def environment() -> dict[str, str]:
     ]
     return {
         **os.environ,
+        # What a test calls by its name is of the same build.
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "LD_PRELOAD": " ".join(found),
         "ASAN_OPTIONS": ASAN,
         "UBSAN_OPTIONS": UBSAN,
