@@ -78,6 +78,16 @@ def test_a_part_that_was_installed_since_is_seen(
     assert Path(f"{path}.asked").read_text() == "x\nx\n"
 
 
+def test_a_drivebay_that_wants_to_know_more_asks_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(path)
+    find_qemu(str(path))
+    monkeypatch.setitem(FEATURES, "more", ("more", "qemu", (0, 0)))
+    find_qemu(str(path))
+    assert Path(f"{path}.asked").read_text() == "x\nx\n"
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"PATH": 1}', '{"PATH": {"stamp": "STAMP"}}'])
 def test_a_memory_that_makes_no_sense_is_replaced(path: Path, own_cache: Path, text: str) -> None:
     stand_in(path)

@@ -25,6 +25,7 @@ _WITHOUT: Final = {
     "seccomp": ("problem", "no VM starts, since none runs without the sandbox"),
     "user-net": ("problem", "VMs need --net none"),
     "vhost-user-block-driver": ("note", "no VM can have --bus scsi, nvme or sata"),
+    "vhost-user-fs": ("note", "no VM can have a shared folder"),
     "nvme": ("note", "no VM can have --bus nvme"),
     "scsi": ("note", "no VM can have --bus scsi"),
     "ahci": ("note", "no VM can have --bus sata"),

@@ -33,6 +33,7 @@ BY_VERSION: dict[str, list[tuple[Version, str]]] = {
 # feature: what an error calls it, the part (vm.packages) that brings it, and since which version.
 FEATURES: dict[str, tuple[str, str, Version]] = {
     "vhost-user-blk": ("the device vhost-user-blk", "qemu", (0, 0)),
+    "vhost-user-fs": ("the device vhost-user-fs", "qemu", (0, 0)),
     "vhost-user-block-driver": (
         "the block driver virtio-blk-vhost-user (of libblkio)",
         "qemu-blkio",
@@ -85,7 +86,8 @@ def find_qemu(name: str | None = None) -> Qemu:
     """
     path = _find_binary(name)
     try:
-        stamp = [path.stat().st_mtime_ns, _modules_changed()]
+        # What we ask for belongs to it: a newer Drivebay asks more.
+        stamp = [path.stat().st_mtime_ns, _modules_changed(), *sorted(FEATURES)]
     except OSError as error:
         raise NotFound(f"can't look at '{path}': {error.strerror}") from error
     remembered = _read_memory()
@@ -142,7 +144,7 @@ def _read_memory() -> dict[str, Any]:
     return remembered if isinstance(remembered, dict) else {}
 
 
-def _as_qemu(path: Path, stamp: list[int], saved: Any) -> Qemu | None:
+def _as_qemu(path: Path, stamp: list[int | str], saved: Any) -> Qemu | None:
     try:
         if saved["stamp"] != stamp:
             return None

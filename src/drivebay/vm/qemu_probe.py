@@ -30,6 +30,7 @@ ANSWER_LIMIT: Final = 4 << 20
 # `qom-list-properties` knows a type, also when it lies in a module that is loaded on demand.
 _TYPES: Final = {
     "vhost-user-blk": "vhost-user-blk-pci",
+    "vhost-user-fs": "vhost-user-fs-pci",
     "nvme": "nvme",
     "ahci": "ich9-ahci",
     "scsi": "virtio-scsi-pci",
