@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from drivebay.cli.partition import NewPartition, plan_partition, write_table
+from drivebay.disks.partition import NewPartition, plan_partition, write_table
 from drivebay.vm.hardware import Disk
 from drivebay.vm.machine import Machine
 from drivebay.vm.target import TargetProcess

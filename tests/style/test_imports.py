@@ -46,7 +46,7 @@ EXCEPTIONS: dict[str, set[str]] = {
     "host/storage": {"target.daemon"},
     "host/folders": {"target.daemon"},
     # It makes partitions: a partition table's layout is vocabulary, which has no other home.
-    "cli/partition": {"wire.gpt"},
+    "disks/partition": {"wire.gpt"},
     # The load generator is the other side of a vhost-user socket, not part of a target.
     "cli/bench": {"engines"},
     # The process of a target: it starts the RPC server last and stops it first.

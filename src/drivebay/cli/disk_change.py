@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from drivebay.cli.disk import refuse_snapshot, show_disk, spell_limits
-from drivebay.cli.disk_create import mebibytes
 from drivebay.cli.output import DONE, print_json
 from drivebay.cli.steps import carry_out
 from drivebay.disks.connection import call
+from drivebay.disks.growing import plan_disk_size
 from drivebay.disks.inventory import (
     NAME_BYTES_MOST,
     Disk,
@@ -20,7 +19,6 @@ from drivebay.disks.inventory import (
     read_inventory,
     short_name,
 )
-from drivebay.disks.places import resize_file
 from drivebay.disks.plan import Plan
 from drivebay.disks.sizes import format_size
 from drivebay.errors import AlreadyExists, InUse, StateError, UsageError
@@ -45,16 +43,7 @@ def resize(client: Client, found: argparse.Namespace) -> int:
     if size < disk.size:
         _check_shrink(disk, found)
         plan.facts.append(f"What lies behind {format_size(size)} is lost.")
-    if disk.pool is not None:
-        wanted = mebibytes(size)
-        plan.add(
-            f"make disk '{disk.name}' {format_size(size)} large (now {format_size(disk.size)})",
-            lambda: call(
-                client, "bdev_lvol_resize", {"name": disk.reference, "size_in_mib": wanted}
-            ),
-        )
-    else:
-        _plan_file_size(plan, client, disk, size)
+    plan_disk_size(plan, client, disk, size)
     if carry_out(plan, found):
         inventory = read_inventory(client)
         show_disk(inventory, inventory.disk(disk.reference), found)
@@ -74,27 +63,6 @@ def _check_shrink(disk: Disk, found: argparse.Namespace) -> None:
             f"{format_size(found.size)} would be lost",
             hint="shrink the file system in it first, then add --yes-shrink",
         )
-
-
-def _plan_file_size(plan: Plan, client: Client, disk: Disk, size: int) -> None:
-    place = None if disk.place is None else Path(disk.place)
-    if place is None or not place.is_file():
-        raise StateError(
-            f"disk '{disk.name}' is no file and in no pool: its size is that of what it stands on"
-        )
-    if size % disk.block_size:
-        raise UsageError(f"{size} bytes are no whole number of blocks of {disk.block_size} bytes")
-    before = place.stat().st_size
-    plan.add(
-        f"make the file '{place}' {format_size(size)} long (now {format_size(before)})",
-        lambda: resize_file(place, size),
-        # Taking back a cut would give zeroes for what was cut off.
-        (lambda: resize_file(place, before)) if size > before else None,
-    )
-    plan.add(
-        "tell the target its size",
-        lambda: call(client, f"bdev_{disk.module}_rescan", {"name": disk.bdev}),
-    )
 
 
 # ---- snapshots ----------------------------------------------------------------------------------

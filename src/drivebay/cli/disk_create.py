@@ -4,32 +4,24 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from drivebay.cli.disk import show_disk
 from drivebay.cli.output import DONE, print_json, print_warning
 from drivebay.cli.steps import carry_out
-from drivebay.disks.connection import call, find_socket, target_owner
-from drivebay.disks.inventory import Disk, Inventory, check_name, read_inventory
-from drivebay.disks.places import (
-    check_visible,
-    contents_of,
-    make_sparse_file,
-    place_size,
-    remove_file,
-)
+from drivebay.disks.connection import call, find_socket
+from drivebay.disks.inventory import Inventory, check_name, read_inventory
+from drivebay.disks.making import PARTS_MOST, check_base, mebibytes, plan_file_disk, plan_parts
+from drivebay.disks.places import place_size
 from drivebay.disks.plan import Plan
 from drivebay.disks.pools import DEFAULT_POOL, choose_pool, plan_default_pool
 from drivebay.disks.sizes import format_size
-from drivebay.errors import AlreadyExists, InUse, StateError, UsageError
+from drivebay.errors import AlreadyExists, StateError, UsageError
 
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client
 
-__all__ = ["create", "mebibytes"]
-
-_MIB: Final = 1 << 20
-_PARTS_MOST: Final = 1024
+__all__ = ["create"]
 
 
 def create(client: Client, found: argparse.Namespace) -> int:
@@ -49,7 +41,10 @@ def create(client: Client, found: argparse.Namespace) -> int:
         if found.thick:
             raise UsageError("--thick is for disks in pools: a file has its own space")
         place = Path(found.file).absolute()
-        _plan_file(plan, client, found, found.name, place)
+        plan_file_disk(
+            plan, client, found.name, place, found.size, find_socket(found.socket),
+            use_existing=found.yes_use_existing,
+        )  # fmt: skip
     else:
         _plan_in_pool(plan, client, found, inventory)
     if carry_out(plan, found):
@@ -72,13 +67,6 @@ def _show_new(client: Client, found: argparse.Namespace) -> None:
 
 
 # ---- in a pool ----------------------------------------------------------------------------------
-
-
-def mebibytes(size: int) -> int:
-    """SPDK counts volumes in MiB. Raises: UsageError for what is no whole number of them."""
-    if size <= 0 or size % _MIB:
-        raise UsageError(f"a disk in a pool has a whole number of MiB, and {size} bytes is none")
-    return size // _MIB
 
 
 def _plan_in_pool(
@@ -116,49 +104,6 @@ def _plan_in_pool(
     )
 
 
-# ---- on a file or device ------------------------------------------------------------------------
-
-
-def _plan_file(
-    plan: Plan, client: Client, found: argparse.Namespace, name: str, place: Path
-) -> None:
-    """A file that is made, or a file or device that is there and holds nothing known."""
-    socket = find_socket(found.socket)
-    if not place.exists():
-        if found.size is None:
-            raise UsageError(f"there is no file '{place}' yet", hint="add --size, such as 10G")
-        plan.add(
-            f"make the file '{place}' of {format_size(found.size)}, which takes up what is used "
-            "of it",
-            lambda: make_sparse_file(place, found.size, socket),
-            lambda: remove_file(place),
-        )
-    else:
-        _check_present(found, place, socket)
-    plan.add(
-        f"open '{place}' as the disk '{name}'",
-        lambda: call(client, "bdev_aio_create", {"name": name, "filename": str(place)}),
-        lambda: call(client, "bdev_aio_delete", {"name": name}),
-    )
-
-
-def _check_present(found: argparse.Namespace, place: Path, socket: str) -> None:
-    size = place_size(place)
-    if found.size is not None and found.split is None and found.size != size:
-        raise UsageError(
-            f"'{place}' is there already, with {format_size(size)}",
-            hint="leave --size out, or resize the disk afterwards",
-        )
-    holds = contents_of(place)
-    if holds and not found.yes_use_existing:
-        what = ", ".join(map(str, holds))
-        raise InUse(
-            f"'{place}' is not empty: it holds {what}",
-            hint="a machine could overwrite that; if it may: --yes-use-existing",
-        )
-    check_visible(place, target_owner(socket)[0])
-
-
 # ---- by splitting -------------------------------------------------------------------------------
 
 
@@ -171,29 +116,22 @@ def _split(client: Client, found: argparse.Namespace, inventory: Inventory, plan
         )
     if found.thick:
         raise UsageError("--thick is for disks in pools")
-    if not (text.isascii() and text.isdigit() and 2 <= int(text) <= _PARTS_MOST):
-        raise UsageError(f"'{text}' is no number of parts from 2 to {_PARTS_MOST}")
+    if not (text.isascii() and text.isdigit() and 2 <= int(text) <= PARTS_MOST):
+        raise UsageError(f"'{text}' is no number of parts from 2 to {PARTS_MOST}")
     parts = int(text)
     if "/" in base and Path(base).exists():
         name, size = _base_name(base), place_size(Path(base))
         if inventory.is_taken(name):
             raise AlreadyExists(f"there is a disk '{name}' already")
-        _plan_file(plan, client, found, name, Path(base).absolute())
+        plan_file_disk(
+            plan, client, name, Path(base).absolute(), None, find_socket(found.socket),
+            use_existing=found.yes_use_existing,
+        )  # fmt: skip
     else:
-        name, size = _check_base(inventory, inventory.disk(base))
-    params: dict[str, object] = {"base_bdev": name, "split_count": parts}
-    if found.size is not None:
-        if found.size % _MIB or found.size * parts > size:
-            raise UsageError(
-                f"{parts} parts of {format_size(found.size)} are more than '{base}' has "
-                f"({format_size(size)}), or no whole number of MiB"
-            )
-        params["split_size_mb"] = found.size // _MIB
-    each = format_size(found.size if found.size is not None else size // parts)
-    plan.add(
-        f"split '{name}' into {parts} disks of {each}: {name}p0 to {name}p{parts - 1}",
-        lambda: call(client, "bdev_split_create", params),
-    )
+        disk = inventory.disk(base)
+        check_base(disk)
+        name, size = disk.bdev, disk.size
+    plan_parts(plan, client, name, size, parts, found.size)
     if carry_out(plan, found):
         _show_parts(read_inventory(client), name, found)
     return DONE
@@ -201,18 +139,6 @@ def _split(client: Client, found: argparse.Namespace, inventory: Inventory, plan
 
 def _base_name(base: str) -> str:
     return Path(base).name.partition(".")[0] if "/" in base else base
-
-
-def _check_base(inventory: Inventory, disk: Disk) -> tuple[str, int]:
-    if disk.uses:
-        names = ", ".join(use.controller for use in disk.uses)
-        raise InUse(f"disk '{disk.name}' can't be split while controllers show it: {names}")
-    if disk.snapshot or disk.claimed:
-        raise InUse(
-            f"disk '{disk.name}' can't be split: something stands on it already",
-            hint=f"drivebay disk info {disk.name}",
-        )
-    return disk.bdev, disk.size
 
 
 def _show_parts(inventory: Inventory, name: str, found: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from drivebay.cli.output import DONE, print_json, print_table, print_warning
 from drivebay.cli.steps import add_change_options
 from drivebay.disks.sizes import format_size
 from drivebay.errors import DrivebayError, Unreachable
+from drivebay.vm.images.building import RECIPES
 
 if TYPE_CHECKING:
     from drivebay.disks.inventory import Inventory
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["build_parser", "look_at_target", "main", "show_image"]
 
-BUILT = ("debian", "tiny")
 FORMATS = ("raw", "qcow2", "vdi", "vmdk", "vhdx")
 
 _EPILOG = """\
@@ -89,7 +89,7 @@ def build_parser() -> Parser:
     build = add("build", "make an image on this machine")
     build.add_argument(
         "recipe",
-        choices=BUILT,
+        choices=RECIPES,
         help="debian: with cloud-init and guest agent; tiny: a kernel and busybox, in seconds",
     )
     build.add_argument("name", metavar="NAME", nargs="?", help="its name (default: the recipe's)")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import os
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -14,16 +12,17 @@ from urllib.parse import unquote, urlsplit
 
 from drivebay.cli.image import show_image
 from drivebay.cli.output import DONE
-from drivebay.cli.progress import Phases
+from drivebay.cli.progress import Phases, print_line
 from drivebay.cli.steps import carry_out
 from drivebay.disks.plan import Plan
 from drivebay.disks.sizes import format_size
 from drivebay.errors import NotFound, UsageError
+from drivebay.vm.images.building import build_image
 from drivebay.vm.images.formats import shown
 from drivebay.vm.images.importing import check_file, create_empty, import_file, name_from
-from drivebay.vm.images.store import BuiltImage, ImageFacts, Images, Report
+from drivebay.vm.images.store import ImageFacts, Images, Report
 
-__all__ = ["build", "build_image", "create", "import_image", "pull"]
+__all__ = ["build", "create", "import_image", "pull"]
 
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}", re.ASCII)
 
@@ -124,21 +123,12 @@ def build(found: argparse.Namespace) -> int:
     images = Images()
     text = f"build the image '{name}' ({found.recipe})"
     return _add(
-        found, images, name, text, lambda report: build_image(images, found.recipe, name, report)
+        found,
+        images,
+        name,
+        text,
+        lambda report: build_image(images, found.recipe, name, print_line, report),
     )
-
-
-def build_image(images: Images, recipe: str, name: str, report: Report) -> None:
-    """Build an image, and say on standard error how far it is. Raises: what the recipe raises."""
-    module = importlib.import_module(f"drivebay.vm.images.{recipe}")
-    make: Callable[[Path, Callable[[str], None]], BuiltImage] = getattr(module, f"build_{recipe}")
-
-    def say(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    with images.workspace() as folder:
-        built = make(folder, say)
-        images.add(name, built.raw, built.facts, report)
 
 
 def _add(

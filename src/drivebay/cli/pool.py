@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any
 from drivebay.cli.arguments import Parser, add_json_option, add_socket_option, parse_size
 from drivebay.cli.output import DONE, print_json, print_table, print_warning
 from drivebay.cli.steps import add_change_options, carry_out
-from drivebay.disks.connection import call, connect, find_socket
+from drivebay.disks.connection import connect, find_socket
+from drivebay.disks.deleting import plan_pool_deletion, refuse_shown
+from drivebay.disks.growing import plan_pool_growth
 from drivebay.disks.inventory import Inventory, Pool, check_name, read_inventory
-from drivebay.disks.places import remove_file, resize_file
 from drivebay.disks.plan import Plan
 from drivebay.disks.sizes import format_size
 from drivebay.disks.space import space_of
-from drivebay.errors import AlreadyExists, InUse, StateError, UsageError
+from drivebay.errors import AlreadyExists, InUse
 
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client
@@ -171,7 +172,7 @@ def _show(inventory: Inventory, pool: Pool, found: argparse.Namespace) -> None:
 
 
 def _create(client: Client, found: argparse.Namespace) -> int:
-    from drivebay.cli.pool_create import plan_device_pool
+    from drivebay.disks.device_pool import plan_device_pool
     from drivebay.disks.pools import plan_file_pool
 
     check_name(found.name, "pool")
@@ -193,51 +194,12 @@ def _create(client: Client, found: argparse.Namespace) -> int:
 
 def _grow(client: Client, found: argparse.Namespace) -> int:
     pool = read_inventory(client).pool(found.name)
-    place = None if pool.place is None else Path(pool.place)
-    if place is None or pool.module not in ("aio", "uring"):
-        raise StateError(
-            f"pool '{pool.name}' stands on the bdev '{pool.base}', which this command can't grow",
-            hint=f"when it has grown: drivebay rpc bdev_lvol_grow_lvstore "
-            f'\'{{"lvs_name": "{pool.name}"}}\'',
-        )
     plan = Plan()
-    if found.size is not None:
-        _plan_longer_file(plan, pool, place, found.size)
-    plan.add(
-        f"tell the target the size of '{place}'",
-        lambda: call(client, f"bdev_{pool.module}_rescan", {"name": pool.base}),
-    )
-    plan.add(
-        f"give the new space to pool '{pool.name}'",
-        lambda: call(client, "bdev_lvol_grow_lvstore", {"lvs_name": pool.name}),
-    )
+    plan_pool_growth(plan, client, pool, found.size)
     if carry_out(plan, found):
         inventory = read_inventory(client)
         _show(inventory, inventory.pool(found.name), found)
     return DONE
-
-
-def _plan_longer_file(plan: Plan, pool: Pool, place: Path, size: int) -> None:
-    if not place.is_file():
-        raise UsageError(
-            f"pool '{pool.name}' is on the device '{place}', which has the size that it has",
-            hint="leave --size out to take over what the device has now",
-        )
-    before = place.stat().st_size
-    if size <= before:
-        raise UsageError(
-            f"pool '{pool.name}' is {format_size(before)} large, and a pool can't be made smaller"
-        )
-    if pool.growable_bytes and size > pool.growable_bytes:
-        raise UsageError(
-            f"pool '{pool.name}' can't grow beyond {format_size(pool.growable_bytes)}: its table "
-            "of clusters has no more room"
-        )
-    plan.add(
-        f"make the file '{place}' {format_size(size)} long, sparse",
-        lambda: resize_file(place, size),
-        lambda: resize_file(place, before),
-    )
 
 
 def _delete(client: Client, found: argparse.Namespace) -> int:
@@ -245,40 +207,14 @@ def _delete(client: Client, found: argparse.Namespace) -> int:
     pool = inventory.pool(found.name)
     disks = inventory.disks_of(pool)
     names = ", ".join(disk.name for disk in disks)
-    used = [
-        f"{volume.name} on {use.controller}"
-        for volume in inventory.volumes
-        if volume.pool == pool.name
-        for use in volume.uses
-    ]
-    if used:
-        raise InUse(
-            f"controllers show disks of pool '{pool.name}' to machines: {', '.join(used)}",
-            hint="delete the controllers first: drivebay rpc vhost_delete_controller …",
-        )
+    refuse_shown(inventory, pool)
     if disks and not found.with_disks:
         raise InUse(
             f"pool '{pool.name}' holds {len(disks)} disk{'s' if len(disks) > 1 else ''}: {names}",
             hint="delete or move them first, or add --with-disks to delete them too",
         )
     plan = Plan()
-    what = f" and {len(disks)} disks ({names})" if disks else ""
-    plan.add(
-        f"delete pool '{pool.name}'{what}",
-        lambda: call(client, "bdev_lvol_delete_lvstore", {"lvs_name": pool.name}),
-    )
-    place = None if pool.place is None else Path(pool.place)
-    if place is not None and pool.module in ("aio", "uring"):
-        plan.add(
-            f"let go of '{place}'",
-            lambda: call(client, f"bdev_{pool.module}_delete", {"name": pool.base}),
-        )
-        if place.is_file():
-            plan.add(f"delete the file '{place}'", lambda: remove_file(place))
-        else:
-            plan.facts.append(
-                f"The device '{place}' stays as it is, and can be used for a new pool."
-            )
+    plan_pool_deletion(plan, client, inventory, pool)
     if carry_out(plan, found, f"Delete pool '{pool.name}' with all that is in it?"):
         _tell_deleted(pool, [disk.name for disk in disks], found)
     return DONE

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TextIO
 
-__all__ = ["Phases", "Progress", "watch"]
+__all__ = ["Phases", "Progress", "print_line", "watch"]
 
 _QUIET_S = 1.0
 _EVERY_S = 0.1
@@ -100,6 +100,11 @@ class Phases:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def print_line(line: str) -> None:
+    """Say on standard error what is done now."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def watch(what: str, work: Callable[[], object], look: Callable[[], tuple[int, int]]) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from drivebay.cli.output import DONE, print_json, print_warning
 from drivebay.cli.steps import carry_out
 from drivebay.cli.vm_words import (
-    USER_NET,
     read_cloud_init,
     read_disk,
     read_forwards,
@@ -38,7 +37,7 @@ from drivebay.vm.images.store import Images
 from drivebay.vm.ports import check_free
 from drivebay.vm.processes import unprivileged
 from drivebay.vm.qemu import find_qemu
-from drivebay.vm.spec import DiskSpec, NetSpec, VmSpec
+from drivebay.vm.spec import USER_NET, DiskSpec, NetSpec, VmSpec
 from drivebay.vm.spec_file import read_spec, write_spec
 from drivebay.vm.store import Vm, Vms
 

@@ -12,7 +12,6 @@ from typing import Final
 from drivebay.cli.output import DONE, print_json, print_warning
 from drivebay.cli.steps import carry_out
 from drivebay.cli.vm_words import (
-    USER_NET,
     read_cloud_init,
     read_disk,
     read_forwards,
@@ -25,7 +24,7 @@ from drivebay.vm.creation import Creation, NetWish, Wish, plan_creation
 from drivebay.vm.disks import SHARING_WARNING
 from drivebay.vm.images.store import Image, Images
 from drivebay.vm.qemu import find_qemu
-from drivebay.vm.spec import DHCP, Boot, CloudInit
+from drivebay.vm.spec import DHCP, USER_NET, Boot, CloudInit
 from drivebay.vm.store import Vms
 
 __all__ = ["create"]
@@ -74,8 +73,8 @@ def _image(found: argparse.Namespace) -> Image | None:
 
 
 def _build_default(images: Images, found: argparse.Namespace) -> None:
-    from drivebay.cli.image_add import build_image
-    from drivebay.cli.progress import Phases
+    from drivebay.cli.progress import Phases, print_line
+    from drivebay.vm.images.building import build_image
 
     if found.dry_run:
         raise NotFound(
@@ -84,7 +83,7 @@ def _build_default(images: Images, found: argparse.Namespace) -> None:
         )
     print_warning(f"there is no image '{DEFAULT_IMAGE}' yet: building it takes some minutes, once")
     with Phases() as phases:
-        build_image(images, "debian", DEFAULT_IMAGE, phases)
+        build_image(images, "debian", DEFAULT_IMAGE, print_line, phases)
 
 
 def _free_name(vms: Vms, stem: str) -> str:

@@ -11,15 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from drivebay.disks.sizes import read_size
-from drivebay.errors import HostError, UsageError
+from drivebay.errors import UsageError
 from drivebay.vm.creation import DiskWish
+from drivebay.vm.public_key import read_public_key
 from drivebay.vm.spec import BUSES, DHCP, CloudInit, Forward, read_forward
 
-__all__ = ["USER_NET", "read_cloud_init", "read_disk", "read_forwards", "read_qemu"]
-
-# QEMU's user network: the addresses at which it serves.
-USER_NET = ("10.0.2.", "10.0.2.2", "10.0.2.3")
-_KEY_BYTES_MOST = 65536
+__all__ = ["read_cloud_init", "read_disk", "read_forwards", "read_qemu"]
 
 
 def read_disk(text: str) -> DiskWish:
@@ -73,7 +70,9 @@ def read_cloud_init(found: argparse.Namespace, before: CloudInit) -> CloudInit:
     if found.user is not None:
         changed = replace(changed, user=found.user)
     if found.ssh_key is not None:
-        changed = replace(changed, ssh_keys=tuple(_read_key(Path(name)) for name in found.ssh_key))
+        changed = replace(
+            changed, ssh_keys=tuple(read_public_key(Path(name)) for name in found.ssh_key)
+        )
     if found.packages is not None:
         changed = replace(changed, packages=tuple(filter(None, found.packages.split(","))))
     if found.password or found.password_file is not None:
@@ -91,20 +90,3 @@ def said_of_guest(found: argparse.Namespace) -> list[str]:
     said += ["password"] if found.password else []
     said += ["address"] if found.address not in (None, DHCP) else []
     return [f"--{name.replace('_', '-')}" for name in said]
-
-
-def _read_key(path: Path) -> str:
-    try:
-        if path.stat().st_size > _KEY_BYTES_MOST:
-            raise UsageError(f"'{path}' is too long for a public key")
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise HostError(
-            f"can't read the public key '{path}'", getattr(error, "errno", None) or 0,
-            path=str(path),
-        ) from error  # fmt: skip
-    if "PRIVATE KEY" in text:
-        raise UsageError(
-            f"'{path}' is a private key, which must not leave this host", hint=f"use {path}.pub"
-        )
-    return text

@@ -14,6 +14,7 @@ from drivebay.errors import UsageError
 __all__ = [
     "BUSES",
     "DHCP",
+    "USER_NET",
     "Boot",
     "CloudInit",
     "DiskSpec",
@@ -27,6 +28,9 @@ __all__ = [
 
 BUSES: Final = ("virtio", "scsi", "nvme", "sata")
 DHCP: Final = "dhcp"
+
+# QEMU's user network, and the addresses at which it is gateway and name server.
+USER_NET: Final = ("10.0.2.", "10.0.2.2", "10.0.2.3")
 
 # A name is a host name (RFC 1123), a folder's and a part of socket names: 63 letters at most,
 # and less, since a controller's socket carries it beside the disk's name.

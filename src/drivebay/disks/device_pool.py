@@ -21,7 +21,7 @@ from drivebay.disks.sizes import format_size
 from drivebay.errors import InUse, StateError, UsageError
 
 if TYPE_CHECKING:
-    from drivebay.cli.block_device import BlockDevice
+    from drivebay.disks.block_device import BlockDevice
     from drivebay.rpc.client import Client
 
 __all__ = ["plan_device_pool"]
@@ -29,7 +29,7 @@ __all__ = ["plan_device_pool"]
 
 def plan_device_pool(plan: Plan, client: Client, name: str, path: str, size: int | None) -> str:
     """A pool on a new partition of a disk, or on an empty partition; returns the question."""
-    from drivebay.cli.block_device import find_device
+    from drivebay.disks.block_device import find_device
 
     device = find_device(path)
     if device.read_only:
@@ -37,7 +37,7 @@ def plan_device_pool(plan: Plan, client: Client, name: str, path: str, size: int
     plan.facts.append(f"{device}, {format_size(device.size)}")
     if device.is_partition:
         return _plan_partition(plan, client, name, device, size)
-    from drivebay.cli.partition import plan_partition, remove_partition, write_partition
+    from drivebay.disks.partition import plan_partition, remove_partition, write_partition
 
     blocks = device.size // device.block_bytes
     with opened(Path(device.path)) as descriptor:

@@ -10,9 +10,9 @@ from uuid import uuid4
 
 import pytest
 
-from drivebay.cli.block_device import find_device
 from drivebay.cli.main import main
-from drivebay.cli.partition import (
+from drivebay.disks.block_device import find_device
+from drivebay.disks.partition import (
     NewPartition,
     free_ranges,
     plan_partition,
