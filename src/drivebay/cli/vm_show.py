@@ -49,10 +49,11 @@ def show_all(found: argparse.Namespace) -> int:
                 entry.get("image") or "-",
                 ", ".join(disk["name"] for disk in entry.get("disks", ())),
                 ", ".join(forward for net in entry.get("nets", ()) for forward in net["forward"]),
+                entry.get("lab") or "-",
             )
             for entry in shown
         ]
-        print_table(("name", "state", "cpus", "memory", "image", "disks", "ports"), rows)
+        print_table(("name", "state", "cpus", "memory", "image", "disks", "ports", "lab"), rows)
     return DONE
 
 
@@ -73,6 +74,8 @@ def info(found: argparse.Namespace) -> int:
           f"{spec.firmware}")  # fmt: skip
     if spec.image is not None:
         print(f"image      {spec.image}")
+    if spec.lab is not None:
+        print(f"lab        {spec.lab}")
     for disk in spec.disks:
         print(f"disk       {_disk_words(vm, disk)}")
     for net in spec.nets:
@@ -106,6 +109,7 @@ def _known(vm: Vm) -> dict[str, Any]:
         "cpus": spec.cpus,
         "memory": spec.memory,
         "image": spec.image,
+        "lab": spec.lab,
         "disks": [
             {
                 "name": disk.name,
