@@ -8,6 +8,7 @@ import os
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +51,24 @@ class Peer:
     def __exit__(self, *_: object) -> None:
         self._thread.join(10)
         self._listener.close()
+
+
+def test_a_late_answer_is_not_taken_for_the_next_calls(path: Path) -> None:
+    """After Ctrl-C what was done is taken back on the same connection."""
+    late = b'{"id":1,"error":{"code":-5,"message":"late"}}\n{"id":2,"result":"own"}\n'
+    with Peer(path, b"", late) as peer, Client(str(path)) as client:
+        client._receive = _interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            client.call("first")
+        del client._receive
+        while not peer.requests:
+            time.sleep(0.001)
+        assert client.call("second") == "own"
+        client.close()
+
+
+def _interrupted(method: str) -> object:
+    raise KeyboardInterrupt
 
 
 def test_calls_have_rising_ids_and_leave_out_empty_params(path: Path) -> None:

@@ -312,7 +312,7 @@ def test_an_agent_that_hangs_is_not_waited_for(
     world: World, vm: Vm, monitor: FakeMonitor, guest: FakeAgent, log: Log,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr("drivebay.vm.clones._AGENT_SECONDS", 0.05)
+    monkeypatch.setattr("drivebay.vm.stillness._AGENT_SECONDS", 0.05)
     guest.will("guest-sync-delimited", silent)
     clones = plan(world, vm)
     clones.plan.run()

@@ -17,7 +17,6 @@ from drivebay.cli.steps import add_change_options
 from drivebay.disks.connection import connect
 from drivebay.disks.inventory import LIMITS, Disk, Inventory, read_inventory, short_name
 from drivebay.disks.sizes import format_size
-from drivebay.errors import StateError
 
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client
@@ -255,12 +254,3 @@ def _lists(inventory: Inventory, disk: Disk) -> list[tuple[str, list[str]]]:
         ("parts", [other.name for other in inventory.parts_of(disk)]),
         ("controllers", uses),
     ]
-
-
-def refuse_snapshot(disk: Disk, what: str) -> None:
-    """Refuse to do to a snapshot what only a disk can bear. Raises: StateError."""
-    if disk.snapshot:
-        raise StateError(
-            f"'{disk.name}' is a snapshot, and a snapshot {what}",
-            hint=f"make a disk of it: drivebay disk clone {disk.name} NEW",
-        )

@@ -6,13 +6,13 @@ import argparse
 from typing import TYPE_CHECKING, Final
 
 from drivebay.cli.disk import show_disk
-from drivebay.cli.disk_change import plan_snapshot
 from drivebay.cli.following import call_to_the_end, lvol_of
 from drivebay.cli.output import DONE
 from drivebay.cli.steps import carry_out
 from drivebay.disks.connection import call
 from drivebay.disks.inventory import Disk, Inventory, check_name, read_inventory
 from drivebay.disks.plan import Plan
+from drivebay.disks.snapshots import plan_snapshot
 from drivebay.errors import AlreadyExists, StateError
 
 if TYPE_CHECKING:

@@ -54,6 +54,8 @@ class Client:
         try:
             self._socket.sendall(json.dumps(request).encode("utf-8"))
             answer = self._receive(method)
+            while self._is_late(answer):
+                answer = self._receive(method)
         except TimeoutError as error:
             waited = f"'{method}' was not answered within {self._socket.gettimeout():g} s"
             raise HostError(waited, errno.ETIMEDOUT, path=self.path) from error
@@ -80,6 +82,11 @@ class Client:
             return json.loads(line)
         except ValueError as error:
             raise PeerError(f"the answer to '{method}' is not JSON: {error}") from error
+
+    def _is_late(self, answer: Any) -> bool:
+        """Whether it answers an earlier call, whose caller was interrupted (Ctrl-C)."""
+        number = answer.get("id") if isinstance(answer, dict) else None
+        return type(number) is int and number < self._last_id
 
     def _result(self, method: str, answer: Any) -> Any:
         if not isinstance(answer, dict):

@@ -1,22 +1,14 @@
 """Clones of a VM: disks that begin with the original's, and an identity of their own.
 
 Context: a short-lived process. Nothing is copied: each disk's present state becomes a snapshot,
-from which both the original and its clones go on.
-
-    a running original:  agent freezes file systems ─► QEMU stops ─► a snapshot of every disk
-                         ─► QEMU goes on ─► agent thaws
-
-so that all disks are of one instant. Without an agent the clones see the disks as after a power
-cut, which journals are made for.
+from which both the original and its clones go on. A running original is held still meanwhile.
 """
 
 from __future__ import annotations
 
-import contextlib
 import secrets
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,23 +18,21 @@ from drivebay.disks.connection import call
 from drivebay.disks.inventory import NAME_BYTES_MOST, Disk, Inventory
 from drivebay.disks.places import data_folder
 from drivebay.disks.plan import Plan
-from drivebay.errors import DrivebayError, HostError, StateError
+from drivebay.errors import HostError, StateError
 from drivebay.vm import renewal, run
-from drivebay.vm.agent import Agent
 from drivebay.vm.disks import CLONE_SNAPSHOT, check_volume_free, plan_offer
 from drivebay.vm.identity import Origin, host_machine_id, new_identity
 from drivebay.vm.ports import free_forward
 from drivebay.vm.spec import DiskSpec, NetSpec, VmSpec
+from drivebay.vm.stillness import drop_snapshots, own_volumes, take_snapshots
 from drivebay.vm.store import Vm, Vms
 
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client
-    from drivebay.vm.qmp import Qmp
 
 __all__ = ["Clones", "plan_clones"]
 
 _SSH_PORT: Final = 22
-_AGENT_SECONDS: Final = 2.0
 
 
 @dataclass
@@ -64,7 +54,7 @@ def plan_clones(
     for name in names:
         vms.check_free(name)
     plan = Plan()
-    sources = _sources(vm, inventory)
+    sources = own_volumes(vm, inventory)
     running = run.running(vm)
     if running is not None and any(disk.overlay is not None for disk in vm.spec.disks):
         raise StateError(
@@ -72,14 +62,15 @@ def plan_clones(
             hint=f"drivebay vm stop {vm.name} first",
         )
     mark = f"{CLONE_SNAPSHOT}{secrets.token_hex(4)}"
-    drop = partial(_drop_snapshots, client, sources.values(), mark)
+    wanted = [(source, _snapshot(source, mark)) for source in sources.values()]
+    drop = partial(drop_snapshots, client, wanted)
     clones = Clones(plan, [], [], drop, renewal.is_pending(vm))
     if sources:
         plan.add(
             f"freeze VM '{vm.name}' for a moment, and take a snapshot of each disk"
             if running is not None
             else "take a snapshot of each disk",
-            lambda: _take_snapshots(clones, vm, running is not None, client, sources, mark),
+            lambda: _take(clones, vm, running is not None, client, wanted),
             drop,
         )
     origin = Origin(host_machine_id(data_folder()), vms.folder)
@@ -96,23 +87,6 @@ def plan_clones(
         plan.add(f"make VM '{name}'", _maker(clones, vms, vm, spec), _unmaker(vms, name))
         plan_offer(plan, client, spec)
     return clones
-
-
-def _sources(vm: Vm, inventory: Inventory) -> dict[str, Disk]:
-    """The volumes that are cloned, by the disk's name. Raises: StateError for what can't be."""
-    found = {}
-    for disk in vm.spec.disks:
-        if disk.bdev is None or disk.shared:
-            continue  # an overlay is copied, and a shared disk stays one
-        there = inventory.disk(disk.bdev)
-        if there.pool is None:
-            raise StateError(
-                f"disk '{disk.name}' of VM '{vm.name}' is '{disk.bdev}', which lies in no pool and "
-                "has no snapshots",
-                hint=f"drivebay vm detach {vm.name} {disk.name}",
-            )
-        found[disk.name] = there
-    return found
 
 
 def _spec(
@@ -142,32 +116,12 @@ def _unmaker(vms: Vms, name: str) -> Callable[[], object]:
 # ---- disks --------------------------------------------------------------------------------------
 
 
-def _take_snapshots(
-    clones: Clones, vm: Vm, runs: bool, client: Client, sources: dict[str, Disk], mark: str
+def _take(
+    clones: Clones, vm: Vm, runs: bool, client: Client, wanted: Sequence[tuple[Disk, str]]
 ) -> None:
-    """All or none, also when the machine cannot be set going again."""
-    taken = []
-    try:
-        with ExitStack() as stack:
-            if runs:
-                has_agent, clones.consistency = stack.enter_context(_held_still(vm))
-                clones.has_agent |= has_agent
-            for source in sources.values():
-                call(
-                    client,
-                    "bdev_lvol_snapshot",
-                    {"lvol_name": source.reference, "snapshot_name": _snapshot(source, mark)},
-                )
-                taken.append(source)
-    except BaseException:
-        _drop_snapshots(client, taken, mark)
-        raise
-
-
-def _drop_snapshots(client: Client, sources: Iterable[Disk], mark: str) -> None:
-    for source in sources:
-        name = f"{source.pool}/{_snapshot(source, mark)}"
-        call(client, "bdev_lvol_delete", {"name": name})
+    moment = take_snapshots(client, vm, runs, wanted)
+    clones.has_agent |= moment.has_agent
+    clones.consistency = moment.consistency
 
 
 def _snapshot(source: Disk, mark: str) -> str:
@@ -186,39 +140,6 @@ def _plan_volume(plan: Plan, client: Client, source: Disk, mark: str, name: str)
         ),
         lambda: call(client, "bdev_lvol_delete", {"name": f"{source.pool}/{name}"}),
     )
-
-
-@contextlib.contextmanager
-def _held_still(vm: Vm) -> Iterator[tuple[bool, str]]:
-    """Hold a running VM still while the block runs.
-
-    Yields whether it has an agent, and what its file systems are meanwhile.
-    """
-    with run.monitor(vm) as qmp, ExitStack() as stack:
-        has_agent = False
-        said = "as after a power cut: the guest has no agent that could freeze its file systems"
-        if _somebody_has_opened(qmp, "agent"):
-            try:
-                agent = stack.enter_context(Agent(vm.agent_socket, _AGENT_SECONDS))
-                has_agent = True
-                count = stack.enter_context(agent.frozen())
-                said = f"whole: the guest's agent froze {count} file systems"
-            except DrivebayError as error:
-                said = f"as after a power cut: the guest's agent froze nothing ({error})"
-                stack.close()
-        if qmp.call("query-status")["status"] == "running":
-            stack.callback(lambda: qmp.call("cont"))  # also if the answer to this is lost:
-            qmp.call("stop")
-        yield has_agent, said
-
-
-def _somebody_has_opened(qmp: Qmp, port: str) -> bool:
-    """Whether a program in the guest has its end of a serial port open.
-
-    QEMU knows, so that nobody has to wait in vain for an answer of a guest without an agent.
-    """
-    ports = {entry["label"]: entry["frontend-open"] for entry in qmp.call("query-chardev")}
-    return bool(ports.get(port))
 
 
 # ---- folders ------------------------------------------------------------------------------------

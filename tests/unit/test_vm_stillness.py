@@ -1,4 +1,4 @@
-"""vm/clones.py: how a running VM is held still for its snapshots, with an agent and without."""
+"""vm/stillness.py: how a running VM is held still, with an agent and without."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Self
 
 import pytest
 
-from drivebay.vm.clones import _held_still
+from drivebay.vm.stillness import held_still
 from drivebay.vm.store import Vm
 from tests.fakes.qemu_agent import FakeAgent, says
 from tests.unit.vm_world import bare
@@ -52,7 +52,7 @@ class Monitor:
 @pytest.fixture
 def monitor(monkeypatch: pytest.MonkeyPatch) -> Monitor:
     fake = Monitor()
-    monkeypatch.setattr("drivebay.vm.clones.run.monitor", lambda vm: fake)
+    monkeypatch.setattr("drivebay.vm.stillness.run.monitor", lambda vm: fake)
     return fake
 
 
@@ -68,7 +68,7 @@ def agent(vm: Vm) -> Iterator[FakeAgent]:
 def test_a_guest_that_listens_is_frozen_while_it_is_stopped(
     vm: Vm, monitor: Monitor, agent: FakeAgent
 ) -> None:
-    with _held_still(vm) as (has_agent, said):
+    with held_still(vm) as (has_agent, said):
         assert agent.commands() == ["guest-fsfreeze-freeze"]
         assert monitor.asked[-1] == "stop"
         assert has_agent
@@ -83,7 +83,7 @@ def test_a_guest_that_nobody_listens_in_is_not_asked(vm: Vm, monitor: Monitor) -
         port.bind(str(vm.agent_socket))
         port.listen()
         port.setblocking(False)
-        with _held_still(vm) as (has_agent, said):
+        with held_still(vm) as (has_agent, said):
             assert not has_agent
             assert said.startswith("as after a power cut")
         with pytest.raises(BlockingIOError):
@@ -94,9 +94,9 @@ def test_a_guest_that_nobody_listens_in_is_not_asked(vm: Vm, monitor: Monitor) -
 def test_a_guest_that_listens_and_is_silent_is_cloned_all_the_same(
     vm: Vm, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("drivebay.vm.clones._AGENT_SECONDS", 0.05)
+    monkeypatch.setattr("drivebay.vm.stillness._AGENT_SECONDS", 0.05)
     # A port that is open, and nobody who answers.
-    with _held_still(vm) as (has_agent, said):
+    with held_still(vm) as (has_agent, said):
         assert not has_agent
         assert said.startswith("as after a power cut")
     assert monitor.asked == ["query-chardev", "query-status", "stop", "cont", "hung up"]
@@ -105,6 +105,6 @@ def test_a_guest_that_listens_and_is_silent_is_cloned_all_the_same(
 def test_a_vm_that_was_paused_stays_paused(vm: Vm, monitor: Monitor) -> None:
     monitor.opened = False
     monitor.status = "paused"
-    with _held_still(vm):
+    with held_still(vm):
         pass
     assert monitor.asked == ["query-chardev", "query-status", "hung up"]
