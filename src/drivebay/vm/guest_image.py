@@ -24,7 +24,7 @@ from drivebay.errors import HostError, NotFound
 from drivebay.vm import initramfs
 from drivebay.vm.places import cache_dir
 
-__all__ = ["GuestImage", "guest_script", "prepare_guest"]
+__all__ = ["GuestImage", "guest_script", "prepare_guest", "unpack_packages"]
 
 KERNEL_METAPACKAGE = "linux-image-cloud-amd64"
 BUSYBOX_PACKAGE = "busybox-static"
@@ -136,28 +136,34 @@ def _newest(home: Path) -> GuestImage:
 
 def _make(folder: Path, packages: Sequence[Package]) -> None:
     with tempfile.TemporaryDirectory(prefix=".new-", dir=folder.parent) as name:
-        work = Path(name)
-        # apt hands downloads to its own user, who may not enter the cache of root.
-        sandbox = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
-        download = ["apt-get", "-q", *sandbox, "download"]
-        done = _run([*download, *(package.spec for package in packages)], work)
-        if done.returncode != 0:
-            raise HostError(
-                f"cannot download {packages[0].spec} and {packages[1].spec}; "
-                f"apt-get said: {_last_line(done.stderr)}",
-                errno.ENETUNREACH,
-                hint="sudo apt-get update, and try again",
-            )
-        tree = work / "tree"
-        for archive in sorted(work.glob("*.deb")):
-            done = _run(["dpkg-deb", "-x", str(archive), str(tree)], work)
-            if done.returncode != 0:
-                raise HostError(
-                    f"cannot unpack {archive.name}; dpkg-deb said: {_last_line(done.stderr)}",
-                    errno.EIO,
-                )
+        tree = unpack_packages(Path(name), [package.spec for package in packages])
         _opened(tree)
         tree.rename(folder)
+
+
+def unpack_packages(work: Path, packages: Sequence[str]) -> Path:
+    """Download Debian packages ('name' or 'name=version') and unpack them below ``work``.
+
+    Returns: the folder that holds their files. Raises: HostError.
+    """
+    # apt hands downloads to its own user, who may not enter the cache of root.
+    sandbox = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
+    done = _run(["apt-get", "-q", *sandbox, "download", *packages], work)
+    if done.returncode != 0:
+        raise HostError(
+            f"cannot download {' and '.join(packages)}; apt-get said: {_last_line(done.stderr)}",
+            errno.ENETUNREACH,
+            hint="sudo apt-get update, and try again",
+        )
+    tree = work / "tree"
+    for archive in sorted(work.glob("*.deb")):
+        done = _run(["dpkg-deb", "-x", str(archive), str(tree)], work)
+        if done.returncode != 0:
+            raise HostError(
+                f"cannot unpack {archive.name}; dpkg-deb said: {_last_line(done.stderr)}",
+                errno.EIO,
+            )
+    return tree
 
 
 def _opened(tree: Path) -> GuestImage:
