@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -17,32 +16,27 @@ from drivebay.cli.vm_words import (
     said_of_guest,
 )
 from drivebay.disks.connection import find_socket
-from drivebay.disks.inventory import Inventory, read_inventory
+from drivebay.disks.inventory import read_inventory
 from drivebay.disks.plan import Plan
 from drivebay.disks.starting import connect_or_start
-from drivebay.errors import DrivebayError, InUse, NotFound, UsageError
+from drivebay.errors import InUse, NotFound, UsageError
 from drivebay.vm import run
+from drivebay.vm.attaching import plan_attachment, plan_detachment
 from drivebay.vm.creation import plan_disk
+from drivebay.vm.deletion import plan_vm_deletion
 from drivebay.vm.disks import (
     SHARING_WARNING,
     check_writers,
-    ensure_controller,
     inventory_when_let_go,
-    plan_closing_of_image,
-    plan_deletion,
-    plan_offer,
-    remove_controller,
 )
-from drivebay.vm.images.store import Images
 from drivebay.vm.ports import check_free
-from drivebay.vm.processes import unprivileged
 from drivebay.vm.qemu import find_qemu
-from drivebay.vm.spec import USER_NET, DiskSpec, NetSpec, VmSpec
+from drivebay.vm.spec import USER_NET, NetSpec, VmSpec
 from drivebay.vm.spec_file import read_spec, write_spec
 from drivebay.vm.store import Vm, Vms
 
 if TYPE_CHECKING:
-    from drivebay.rpc.client import Client
+    pass
 
 __all__ = ["attach", "change", "delete", "detach"]
 
@@ -148,12 +142,11 @@ def attach(found: argparse.Namespace) -> int:
             wish = replace(wish, name=_free_name(vm.spec))
         if vm.spec.disk(wish.name or "") is not None:
             raise UsageError(f"VM '{vm.name}' has a disk '{wish.name}' already")
-        running = run.running(vm)
         with connect_or_start(found.socket) as client:
             inventory = read_inventory(client)
             plan = Plan()
             disk = plan_disk(plan, client, inventory, vm.name, wish, find_socket(found.socket))
-            _plan_attachment(plan, client, vms, vm, disk, running is not None)
+            plan_attachment(plan, client, vms, vm, disk)
             if not disk.made:
                 check_writers(vm.name, disk, inventory, [*vms.others(vm.name), vm])
             if not carry_out(plan, found):
@@ -175,47 +168,6 @@ def _free_name(spec: VmSpec) -> str:
     return f"disk{number}"
 
 
-def _plan_attachment(
-    plan: Plan, client: Client, vms: Vms, vm: Vm, disk: DiskSpec, runs: bool
-) -> None:
-    spec = replace(vm.spec, disks=(*vm.spec.disks, disk))
-    read_spec(vm.name, write_spec(spec, vm.text))  # before anything is made
-    if runs:
-        plan.add(
-            f"show it to the running VM '{vm.name}'",
-            lambda: _plug(client, vm, disk),
-            lambda: _unplug(client, vm, disk),
-        )
-    else:
-        plan_offer(plan, client, replace(vm.spec, disks=(disk,)))
-    plan.add(f"write it into vm.toml of VM '{vm.name}'", lambda: vms.save(vm, spec))
-
-
-def _plug(client: Client, vm: Vm, disk: DiskSpec) -> None:
-    from drivebay.vm.assembly import vhost_disk
-    from drivebay.vm.hotplug import plug
-
-    identity = unprivileged()
-    uid = None if identity is None else identity.uid
-    socket = ensure_controller(client, vm.name, disk, read_inventory(client), uid)
-    running = run.running(vm)  # it may be another QEMU than vm.toml names by now
-    try:
-        qemu = find_qemu(vm.spec.qemu if running is None else running.qemu)
-        plug(vm, qemu, vhost_disk(vm, disk, socket))
-    except BaseException:
-        remove_controller(client, vm.name, disk.name, force=True)
-        raise
-    run.note_disk(vm, disk.name, disk)
-
-
-def _unplug(client: Client, vm: Vm, disk: DiskSpec) -> None:
-    from drivebay.vm.hotplug import unplug
-
-    unplug(vm, disk.name, vm.spec.bus_of(disk))
-    remove_controller(client, vm.name, disk.name, force=True)
-    run.note_disk(vm, disk.name, None)
-
-
 def detach(found: argparse.Namespace) -> int:
     """Take a disk from a VM; the disk itself stays."""
     vms = Vms()
@@ -230,22 +182,9 @@ def detach(found: argparse.Namespace) -> int:
             raise UsageError(
                 f"the overlay '{disk.name}' is a file of VM '{vm.name}', and stays with it"
             )
-        spec = replace(
-            vm.spec, disks=tuple(each for each in vm.spec.disks if each.name != disk.name)
-        )
         with connect_or_start(found.socket) as client:
             plan = Plan()
-            if run.running(vm) is not None:
-                plan.add(
-                    f"take disk '{disk.name}' from the running VM '{vm.name}'",
-                    lambda: _unplug(client, vm, disk),
-                )
-            else:
-                plan.add(
-                    f"take away the socket of disk '{disk.name}'",
-                    lambda: remove_controller(client, vm.name, disk.name),
-                )
-            plan.add(f"strike it from vm.toml of VM '{vm.name}'", lambda: vms.save(vm, spec))
+            plan_detachment(plan, client, vms, vm, disk)
             if not carry_out(plan, found):
                 return DONE
     if found.json:
@@ -271,54 +210,17 @@ def delete(found: argparse.Namespace) -> int:
                 f"VM '{vm.name}' runs", hint=f"drivebay vm stop {vm.name} first, or add --force"
             )
         plan = Plan()
-        if running is not None:
-            plan.add(f"end VM '{vm.name}' by force", lambda: run.end_by_force(vm, running))
-        if any(disk.bdev is not None for disk in vm.spec.disks):
-            with connect_or_start(found.socket) as client:
-                if running is None and not found.force:
-                    inventory_when_let_go(client, vm.name, vm.spec.disks)
-                _plan_disks(plan, client, vms, vm, found)
-                return _delete(vms, vm, plan, found)
-        return _delete(vms, vm, plan, found)
+        if not any(disk.bdev is not None for disk in vm.spec.disks):
+            plan_vm_deletion(plan, None, vms, vm)
+            return _delete(vm, plan, found)
+        with connect_or_start(found.socket) as client:
+            if running is None and not found.force:
+                inventory_when_let_go(client, vm.name, vm.spec.disks)
+            plan_vm_deletion(plan, client, vms, vm, keep_disks=found.keep_disks)
+            return _delete(vm, plan, found)
 
 
-def _plan_disks(plan: Plan, client: Client, vms: Vms, vm: Vm, found: argparse.Namespace) -> None:
-    others = vms.others(vm.name)
-    inventory: Inventory = read_inventory(client)
-    for disk in vm.spec.disks:
-        if disk.bdev is None:
-            continue  # an overlay goes with the folder
-        _plan_removal(plan, client, vm, disk)
-        why = _why_it_stays(disk, others, found)
-        if why is not None:
-            plan.facts.append(f"its disk '{disk.name}' ('{disk.bdev}') {why}, and stays")
-        else:
-            plan_deletion(plan, client, inventory, vm.name, disk)
-    if vm.spec.image is not None and not found.keep_disks:
-        with contextlib.suppress(DrivebayError):  # an image that is gone or broken is nobody's
-            plan_closing_of_image(plan, client, Images().get(vm.spec.image))
-
-
-def _why_it_stays(disk: DiskSpec, others: list[Vm], found: argparse.Namespace) -> str | None:
-    if not disk.made:
-        return "was not made for it"
-    if disk.shared:
-        return "is shared"
-    for other in others:  # a folder that was copied
-        if any(held.bdev == disk.bdev for held in other.spec.disks):
-            return f"is that of VM '{other.name}', too"
-    return "is to be kept" if found.keep_disks else None
-
-
-def _plan_removal(plan: Plan, client: Client, vm: Vm, disk: DiskSpec) -> None:
-    plan.add(
-        f"take away the socket of disk '{disk.name}'",
-        lambda: remove_controller(client, vm.name, disk.name, force=True),
-    )
-
-
-def _delete(vms: Vms, vm: Vm, plan: Plan, found: argparse.Namespace) -> int:
-    plan.add(f"delete the folder '{vm.folder}'", lambda: vms.delete(vm))
+def _delete(vm: Vm, plan: Plan, found: argparse.Namespace) -> int:
     if carry_out(plan, found, f"Delete VM '{vm.name}'?"):
         if found.json:
             print_json({"deleted": vm.name})

@@ -20,7 +20,7 @@ from drivebay.cli.vm_words import (
 )
 from drivebay.disks.starting import connect_or_start
 from drivebay.errors import DrivebayError, HostError, NotFound, UsageError
-from drivebay.vm.creation import Creation, NetWish, Wish, plan_creation
+from drivebay.vm.creation import CPUS, MEMORY, Creation, NetWish, Wish, plan_creation
 from drivebay.vm.disks import SHARING_WARNING
 from drivebay.vm.images.store import Image, Images
 from drivebay.vm.qemu import find_qemu
@@ -31,8 +31,6 @@ __all__ = ["create"]
 
 DEFAULT_IMAGE: Final = "debian"
 NO_IMAGE: Final = "none"
-_MEMORY: Final = 1 << 30
-_CPUS: Final = 2
 
 
 def create(found: argparse.Namespace) -> int:
@@ -106,8 +104,8 @@ def _read_wish(found: argparse.Namespace, name: str, image: Image | None) -> Wis
         raise UsageError("--initrd and --append need a --kernel")
     return Wish(
         name=name,
-        memory=_MEMORY if found.memory is None else found.memory,
-        cpus=_CPUS if found.cpus is None else found.cpus,
+        memory=MEMORY if found.memory is None else found.memory,
+        cpus=CPUS if found.cpus is None else found.cpus,
         image=image,
         overlay=found.overlay,
         disks=[read_disk(text) for text in found.disk],

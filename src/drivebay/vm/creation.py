@@ -38,8 +38,20 @@ if TYPE_CHECKING:
     from drivebay.rpc.client import Client
     from drivebay.vm.images.store import Image
 
-__all__ = ["Creation", "DiskWish", "NetWish", "Wish", "plan_creation", "plan_disk"]
+__all__ = [
+    "CPUS",
+    "MEMORY",
+    "SYSTEM",
+    "Creation",
+    "DiskWish",
+    "NetWish",
+    "Wish",
+    "plan_creation",
+    "plan_disk",
+]
 
+MEMORY: Final = 1 << 30  # unless somebody says otherwise
+CPUS: Final = 2
 SYSTEM: Final = "system"
 _SSH_PORT: Final = 22
 
@@ -81,6 +93,7 @@ class Wish:
     firmware: str = "bios"
     boot: Boot | None = None
     qemu_args: Sequence[str] = ()
+    lab: str | None = None
     cloud_init: CloudInit | None = None  # its instance_id is chosen here
     user_data: Path | None = None
 
@@ -111,6 +124,7 @@ def plan_creation(
         firmware=wish.firmware,
         bus=wish.bus,
         image=None if wish.image is None else wish.image.name,
+        lab=wish.lab,
         qemu=named_qemu,
         qemu_args=tuple(wish.qemu_args),
         boot=wish.boot,
