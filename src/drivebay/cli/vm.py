@@ -10,7 +10,7 @@ import argparse
 import importlib
 from typing import TYPE_CHECKING
 
-from drivebay.cli import vm_access
+from drivebay.cli import vm_access, vm_keeping
 from drivebay.cli.arguments import Parser, add_json_option, add_socket_option, parse_size
 from drivebay.cli.output import DONE, print_json, print_warning
 from drivebay.cli.steps import add_change_options
@@ -48,6 +48,7 @@ _RUN = {
     "info": ("vm_show", "info"),
     "qemu-command": ("vm_show", "qemu_command"),
     "libvirt-xml": ("vm_show", "libvirt_xml"),
+    **vm_keeping.RUN,
 }
 _BUSES = ("virtio", "scsi", "nvme", "sata")
 
@@ -194,6 +195,7 @@ def build_parser() -> Parser:
     delete.add_argument("--keep-disks", action="store_true", help="leave its disks in their pools")
     delete.add_argument("--force", action="store_true", help="end it first, if it runs")
     vm_access.add_parsers(add)
+    vm_keeping.add_parsers(add)
     add("qemu-command", "print the command line that starts it")
     add("libvirt-xml", "print it as a libvirt domain")
     return parser

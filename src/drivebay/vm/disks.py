@@ -34,7 +34,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CLONE_SNAPSHOT",
+    "EXPORT_SNAPSHOT",
     "SHARING_WARNING",
+    "SNAPSHOTS_OF_OURS",
     "check_volume_free",
     "check_way",
     "check_writers",
@@ -52,7 +54,11 @@ __all__ = [
 
 # A snapshot that `vm clone` took is called DISK@clone-XXXXXXXX; it goes when nobody needs it.
 CLONE_SNAPSHOT: Final = "clone-"
-_CLONE_MARK: Final = re.compile(rf"{CLONE_SNAPSHOT}[0-9a-f]{{8}}", re.ASCII)
+# `vm export` took this one, for as long as its process PID lives.
+EXPORT_SNAPSHOT: Final = "export-"
+SNAPSHOTS_OF_OURS: Final = re.compile(
+    rf"{CLONE_SNAPSHOT}[0-9a-f]{{8}}|{EXPORT_SNAPSHOT}[0-9]+", re.ASCII
+)
 SHARING_WARNING: Final = (
     "ext4, XFS and NTFS are destroyed when two machines write to one disk: share it only with a "
     "cluster file system (OCFS2, GFS2), or read-only"
@@ -184,7 +190,7 @@ def plan_deletion(
     for snapshot in below:
         owner, _, mark = snapshot.name.partition("@")
         readers = len(_readers(inventory, snapshot, doomed))
-        if _CLONE_MARK.fullmatch(mark):
+        if SNAPSHOTS_OF_OURS.fullmatch(mark):
             needless = readers <= 1  # the blocks of one with a single reader become that one's
         else:
             needless = readers == 0 and (owner == volume.name

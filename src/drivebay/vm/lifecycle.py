@@ -28,6 +28,7 @@ from drivebay.vm.images.store import Images
 from drivebay.vm.kvm import choose_accelerator
 from drivebay.vm.processes import unprivileged
 from drivebay.vm.qemu import Qemu, find_qemu
+from drivebay.vm.stillness import refuse_half_reverted
 from drivebay.vm.store import Vm, Vms, write_private
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def start(vms: Vms, name: str, socket: str | None = None) -> Started:
         vm = vms.load(name)
         if run.running(vm) is not None:
             raise InUse(f"VM '{name}' runs already", hint=f"drivebay vm info {name}")
+        refuse_half_reverted(vm)
         qemu = find_qemu(vm.spec.qemu)
         check_able(vm, qemu)
         check_image(vm)

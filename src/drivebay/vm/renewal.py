@@ -15,11 +15,11 @@ from drivebay.vm.identity import NEW_MACHINE_ID
 from drivebay.vm.store import Vm
 from drivebay.vm.waiting import wait_for
 
-__all__ = ["commands", "is_pending", "mark", "renew"]
+__all__ = ["MARK", "commands", "is_pending", "mark", "renew"]
 
 AGENT_SECONDS: Final = 300.0
 _SCRIPT_SECONDS: Final = 60.0
-_MARK: Final = "identity-to-renew"
+MARK: Final = "identity-to-renew"
 
 
 def commands(name: str) -> list[str]:
@@ -34,12 +34,12 @@ def commands(name: str) -> list[str]:
 
 def mark(folder: Path) -> None:
     """Remember that the VM in ``folder`` still is its original."""
-    (folder / _MARK).touch(mode=0o600)
+    (folder / MARK).touch(mode=0o600)
 
 
 def is_pending(vm: Vm) -> bool:
     """Whether a VM still is its original."""
-    return (vm.folder / _MARK).exists()
+    return (vm.folder / MARK).exists()
 
 
 def renew(vm: Vm) -> None:
@@ -59,7 +59,7 @@ def renew(vm: Vm) -> None:
                     f"VM '{vm.name}' could not be given an identity of its own: "
                     f"{done.err.decode(errors='replace').strip()[:200] or 'no reason was given'}"
                 )
-            (vm.folder / _MARK).unlink(missing_ok=True)
+            (vm.folder / MARK).unlink(missing_ok=True)
             agent.run_script(f"( sleep 1; {restart} ) > /dev/null 2>&1 &", _SCRIPT_SECONDS)
     except (DrivebayError, OSError) as error:
         raise StateError(

@@ -15,7 +15,7 @@ import contextlib
 import errno
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from drivebay.disks.connection import RpcRefused, call
@@ -29,25 +29,27 @@ if TYPE_CHECKING:
     from drivebay.vm.qmp import Qmp
     from drivebay.vm.store import Vm
 
-__all__ = ["Moment", "drop_snapshots", "held_still", "own_volumes", "somebody_has_opened",
-           "take_snapshots"]  # fmt: skip
+__all__ = ["Moment", "drop_snapshots", "held_still", "own_volumes", "refuse_half_reverted",
+           "somebody_has_opened", "take_snapshots"]  # fmt: skip
 
 _AGENT_SECONDS: Final = 2.0
 
 
 @dataclass(frozen=True)
 class Moment:
-    """The instant of a snapshot: whether the guest had an agent, and how its file systems were."""
+    """The instant of snapshots: whether the guest had an agent, and how its file systems were."""
 
     has_agent: bool
     consistency: str  # empty for a VM that was off
+    bdevs: tuple[str, ...] = ()  # the snapshots' uuids, in the order of their volumes
 
 
 def own_volumes(vm: Vm, inventory: Inventory) -> dict[str, Disk]:
     """The volumes of a VM that can have snapshots, by the disk's name: none that it shares.
 
-    Raises: StateError for a disk that lies in no pool; NotFound.
+    Raises: StateError for a disk that lies in no pool, or disks that are half reverted; NotFound.
     """
+    refuse_half_reverted(vm)
     found = {}
     for disk in vm.spec.disks:
         if disk.bdev is None or disk.shared:
@@ -63,12 +65,27 @@ def own_volumes(vm: Vm, inventory: Inventory) -> dict[str, Disk]:
     return found
 
 
+def refuse_half_reverted(vm: Vm) -> None:
+    """Raises: StateError when a revert was interrupted, so that disks may differ in their time."""
+    try:
+        tag = vm.unfinished_revert.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError):
+        tag = "TAG"
+    raise StateError(
+        f"VM '{vm.name}' was on its way back to a snapshot when that was interrupted: its disks "
+        "may be of different moments",
+        hint=f"drivebay vm revert {vm.name} {tag}",
+    )
+
+
 def take_snapshots(
     client: Client,
     vm: Vm,
     runs: bool,
     wanted: Sequence[tuple[Disk, str]],
-    meanwhile: Callable[[], object] = lambda: None,
+    meanwhile: Callable[[Moment], object] = lambda moment: None,
 ) -> Moment:
     """Take a snapshot of each volume under its name: all or none.
 
@@ -85,11 +102,12 @@ def take_snapshots(
                 params = {"lvol_name": volume.reference, "snapshot_name": name}
                 taken.append((volume, name))  # after Ctrl-C it may be there
                 try:
-                    call(client, "bdev_lvol_snapshot", params)
+                    bdev = call(client, "bdev_lvol_snapshot", params)
                 except RpcRefused:
                     taken.pop()
                     raise
-            meanwhile()
+                moment = replace(moment, bdevs=(*moment.bdevs, str(bdev)))
+            meanwhile(moment)
     except BaseException:
         drop_snapshots(client, taken)
         raise

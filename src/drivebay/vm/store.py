@@ -77,6 +77,14 @@ class Vm:
     def running_file(self) -> Path:
         return self.folder / "running.json"
 
+    @property
+    def snapshots(self) -> Path:
+        return self.folder / "snapshots"
+
+    @property
+    def unfinished_revert(self) -> Path:
+        return self.folder / "unfinished-revert"
+
 
 class Vms:
     """All VMs of this user, in ``folder``."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Final
 
 from drivebay.errors import UsageError
@@ -15,7 +16,7 @@ __all__ = ["Table"]
 
 
 _KINDS: Final = {str: "a text", int: "a number", bool: "true or false", list: "a list",
-                 dict: "a table"}  # fmt: skip
+                 dict: "a table", datetime: "a date and time"}  # fmt: skip
 
 
 @dataclass
