@@ -110,6 +110,7 @@ def test_sockets_lie_in_the_vms_folder() -> None:
     assert made.monitor == Listener(FOLDER / "monitor.sock")
     assert made.serials == [("console", Listener(FOLDER / "console.sock", f"{FOLDER}/console.log"))]
     assert made.agent == Listener(FOLDER / "agent.sock")
+    assert made.screen
 
 
 def test_forwards_lead_to_a_static_address() -> None:

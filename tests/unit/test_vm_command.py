@@ -81,6 +81,17 @@ def test_each_disk_has_its_socket_its_queues_its_port_and_no_legacy_interface() 
     assert "socket,id=vhost-a,path=/a,,b,reconnect=1" in after(line, "-chardev")
 
 
+def test_a_screen_is_on_slots_that_no_disk_or_interface_has_and_vnc_listens_nowhere() -> None:
+    line = words(replace(BARE, screen=True))
+    assert after(line, "-device") == [
+        "VGA,id=screen,bus=pcie.0,addr=0x18",
+        "qemu-xhci,id=usb,bus=pcie.0,addr=0x19",
+        "usb-tablet,id=pointer,bus=usb.0",
+    ]
+    assert after(line, "-vnc") == ["none"]
+    assert "-vnc" not in words(BARE)
+
+
 def test_only_a_machine_that_waits_for_another_starts_without_its_guest() -> None:
     waiting = words(replace(BARE, awaits_migration=True))
     assert after(waiting, "-incoming") == ["defer"]

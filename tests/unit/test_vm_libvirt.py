@@ -64,6 +64,7 @@ EVERYTHING = replace(
     ],
     nics=[Nic(MAC, [Forward(2222, 22)], "10.0.2.50"), Nic("52:54:00:12:34:57")],
     agent=Listener(Path("/agent")),
+    screen=True,
     firmware=Firmware("/usr/share/OVMF/OVMF_CODE_4M.fd", "/vms/web/vars.fd"),
     more=["-device", "virtio-rng-pci"],
 )
@@ -127,6 +128,17 @@ def test_the_boot_order_counts_from_one() -> None:
     disks = [Drive("a", "/a", boot_order=7), Drive("b", "/b"), Drive("c", "/c", boot_order=0)]
     domain = read(made(with_disks(*disks)))
     assert [boot.get("order") for boot in domain.iter("boot")] == ["2", "1"]
+
+
+def test_a_screen_is_libvirts_own_and_listens_nowhere() -> None:
+    devices = read(made(EVERYTHING)).find("devices")
+    assert devices is not None
+    assert devices.find("video/model[@type='vga']") is not None
+    assert [listen.get("type") for listen in devices.iterfind("graphics/listen")] == ["none"]
+    assert devices.find("input[@type='tablet'][@bus='usb']") is not None
+    bare = read(made(BARE))
+    assert bare.find("devices/video") is None
+    assert bare.find("devices/controller[@type='usb'][@model='none']") is not None
 
 
 def test_what_libvirt_has_no_element_for_is_in_qemus_words_and_named() -> None:

@@ -102,6 +102,7 @@ def assemble(vm: Vm, places: Places, sockets: Mapping[str, Path], placement: Pla
         monitor=monitor,
         serials=[("console", console)],
         agent=agent,
+        screen=True,
         disks=disks,
         nics=[Nic(net.mac, net.forward, _fixed_address(net)) for net in spec.nets],
         start=start,

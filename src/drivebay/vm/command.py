@@ -24,6 +24,7 @@ Properties = dict[str, "str | int | bool | Properties"]
 
 _FIRST_PORT_SLOT = 0x10  # of the root bus; eight ports share a slot
 _FIRST_NIC_SLOT = 0x3
+_SCREEN_SLOT = 0x18  # behind the last port, as is the next: a guest's other slots stay
 _PORTS_MOST = 64
 
 
@@ -55,6 +56,7 @@ def command_line(qemu: Qemu, accelerator: Accelerator, hardware: Hardware) -> li
             line += [f"-{option}", spelled(properties)]
     for number, nic in enumerate(hardware.nics):
         line += _nic(nic, number)
+    line += _screen() if hardware.screen else []
     if hardware.start is not None:
         line += ["-kernel", hardware.start.kernel]
         line += ["-initrd", hardware.start.initrd] if hardware.start.initrd else []
@@ -240,6 +242,19 @@ def _firmware(hardware: Hardware) -> list[str]:
         }
         line += ["-drive", spelled(drive)]
     return line
+
+
+def _screen() -> list[str]:
+    """What is looked at and pointed at. VNC is served where a client is handed in, and nowhere
+    else: QEMU listens at no address.
+    """
+    slot = _SCREEN_SLOT
+    return [
+        "-device", f"VGA,id=screen,bus=pcie.0,addr={slot:#x}",
+        "-device", f"qemu-xhci,id=usb,bus=pcie.0,addr={slot + 1:#x}",
+        "-device", "usb-tablet,id=pointer,bus=usb.0",
+        "-vnc", "none",
+    ]  # fmt: skip
 
 
 def _listening(name: str, listener: Listener) -> str:

@@ -120,6 +120,7 @@ class Hardware:
     disks: Sequence[Disk | Drive] = ()
     nics: Sequence[Nic] = ()
     agent: Listener | None = None
+    screen: bool = False  # a VGA card, and a pointer that knows where on it it stands
     start: Start | None = None
     firmware: Firmware | None = None
     awaits_migration: bool = False  # it runs nothing until another machine is moved into it

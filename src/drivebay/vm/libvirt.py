@@ -210,7 +210,7 @@ def _add_devices(devices: ElementTree.Element, qemu: Qemu, hardware: Hardware) -
         element = _add_disk(devices, disk, next(names[_KNOWN_BUSES[disk.bus]]))
         if disk.boot_order is not None:
             _add(element, "boot", order=str(starting.index(disk.boot_order) + 1))
-    _add(devices, "controller", type="usb", model="none")
+    _add_screen(devices, hardware)
     for number, nic in enumerate(hardware.nics):
         if nic.forward:
             beyond.add_nic(nic, number)
@@ -256,6 +256,17 @@ def _add_disk(devices: ElementTree.Element, disk: Disk | Drive, name: str) -> El
         _add(element, "readonly")
     _add(element, "serial", disk.name)
     return element
+
+
+def _add_screen(devices: ElementTree.Element, hardware: Hardware) -> None:
+    """VNC that listens nowhere: 'virt-viewer --attach' is handed a connection."""
+    if not hardware.screen:
+        _add(devices, "controller", type="usb", model="none")
+        return
+    _add(devices, "controller", type="usb", model="qemu-xhci")
+    _add(devices, "input", type="tablet", bus="usb")
+    _add(_add(devices, "graphics", type="vnc"), "listen", type="none")
+    _add(_add(devices, "video"), "model", type="vga")
 
 
 def _add_serial(devices: ElementTree.Element, listener: Listener) -> None:
