@@ -17,12 +17,12 @@ from drivebay.cli import vm_change, vm_create, vm_show
 from drivebay.cli.main import main
 from drivebay.vm import run as vm_run
 from drivebay.vm.qemu import Qemu
-from drivebay.vm.spec import DiskSpec
+from drivebay.vm.spec import DiskSpec, ShareSpec
 from tests.fakes.qemu_monitor import FakeMonitor, Refuses
 from tests.unit.vm_folder import seem_to_run
 from tests.unit.vm_world import MIB, World, idle_process
 
-ABLE = frozenset({"memfd", "user-net", "vhost-user-blk"})
+ABLE = frozenset({"memfd", "user-net", "vhost-user-blk", "vhost-user-fs"})
 QEMU = Qemu(Path("/q"), (7, 2), ABLE, ("pc-q35-7.2",), "pc-q35-7.2")
 
 
@@ -212,6 +212,41 @@ def test_a_running_vm_shows_what_waits(
     assert "drivebay vm restart web" in done.out
     shown = run("info", web)
     assert "waits for a restart: cpus: 2 now, 3 then" in shown.out
+
+
+def test_folders_are_shared_shown_and_not_shared_any_more(
+    run: Run, world: World, web: str, monitor: FakeMonitor
+) -> None:
+    source, data = world.folder / "src", world.folder / "data"
+    source.mkdir()
+    done = run("set", web, "--share", str(source), "--share", f"{data}:d,ro")
+    assert "shares: changed" in done.out
+    shown = run("info", web)
+    assert f"share      src: {source}\n" in shown.out
+    assert f"share      d: {data}, read-only\n" in shown.out
+    assert run("info", web, "--json").json["shares"] == [
+        {"directory": str(source), "tag": "src", "read_only": False},
+        {"directory": str(data), "tag": "d", "read_only": True},
+    ]
+    assert (
+        f"serves '{source}' at '{world.vms.folder}/web/share-src.sock'"
+        in run("qemu-command", web).err
+    )
+    twice = run("set", web, "--share", str(source), "--share", f"{data}:src")
+    assert (twice.code, "two shares of one tag: src, src" in twice.err) == (2, True)
+    assert run("set", web, "--share", f"{source}/gone").code == 1
+    assert "all of this host's files" in run("set", web, "--share", "/:host").err
+    assert run("set", web, "--share", "none").code == 0
+    assert world.vms.load(web).spec.shares == ()
+
+
+def test_a_new_vm_has_its_folders(run: Run, world: World) -> None:
+    done = run("create", "new", "--image", "none", "--disk", "64M", "--share", f"{world.folder}:s")
+    assert done.code == 0
+    assert world.vms.load("new").spec.shares == (ShareSpec(str(world.folder), "s"),)
+    bad = run("create", "bad", "--image", "none", "--disk", "64M", "--share", f"{world.folder}:a b")
+    assert (bad.code, "can't be a tag" in bad.err) == (2, True)
+    assert run("list", "-q").out == "new\n"
 
 
 # ---- attach and detach --------------------------------------------------------------------------

@@ -10,9 +10,18 @@ import pytest
 from drivebay.errors import NotFound
 from drivebay.vm import assembly
 from drivebay.vm.assembly import Paths, assemble
-from drivebay.vm.hardware import SPARE_PORTS, Disk, Drive, Firmware, Hardware, Listener, Memory
+from drivebay.vm.hardware import (
+    SPARE_PORTS,
+    Disk,
+    Drive,
+    Firmware,
+    Hardware,
+    Listener,
+    Memory,
+    Share,
+)
 from drivebay.vm.placement import Placement
-from drivebay.vm.spec import Boot, CloudInit, DiskSpec, Forward, NetSpec, VmSpec
+from drivebay.vm.spec import Boot, CloudInit, DiskSpec, Forward, NetSpec, ShareSpec, VmSpec
 from drivebay.vm.store import Vm
 from tests.unit.vm_world import MIB, World, bare
 
@@ -111,6 +120,16 @@ def test_sockets_lie_in_the_vms_folder() -> None:
     assert made.serials == [("console", Listener(FOLDER / "console.sock", f"{FOLDER}/console.log"))]
     assert made.agent == Listener(FOLDER / "agent.sock")
     assert made.screen
+
+
+def test_a_share_has_the_connection_that_is_there_or_a_socket_in_the_folder() -> None:
+    shares = (ShareSpec("/src", "src"), ShareSpec("/data", "data", read_only=True))
+    spec = bare("web", shares=shares)
+    made = assemble(Vm(FOLDER, spec, ""), Paths(), {}, Placement(), {"src": 7})
+    assert made.shares == [
+        Share("src", 7, "/src"),
+        Share("data", FOLDER / "share-data.sock", "/data", read_only=True),
+    ]
 
 
 def test_forwards_lead_to_a_static_address() -> None:

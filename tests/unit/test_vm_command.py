@@ -10,7 +10,7 @@ import pytest
 
 from drivebay.errors import NotFound, UsageError
 from drivebay.vm.command import command_line, spelled
-from drivebay.vm.hardware import Disk, Drive, Hardware, Listener, Memory
+from drivebay.vm.hardware import Disk, Drive, Hardware, Listener, Memory, Share
 from drivebay.vm.kvm import Accelerator
 from drivebay.vm.qemu import Qemu, Version
 
@@ -90,6 +90,23 @@ def test_a_screen_is_on_slots_that_no_disk_or_interface_has_and_vnc_listens_nowh
     ]
     assert after(line, "-vnc") == ["none"]
     assert "-vnc" not in words(BARE)
+
+
+def test_a_share_has_a_port_behind_those_of_the_disks_and_the_spare_ones() -> None:
+    shares = [Share("src", 7, "/src"), Share("data", Path("/d,s"), "/data", read_only=True)]
+    disks = (Disk(Path("/a"), name="a"),)
+    line = words(replace(BARE, disks=disks, ports=2, shares=shares))
+    assert [word for word in after(line, "-device") if "fs" in word] == [
+        "vhost-user-fs-pci,bus=port3,chardev=share-src,tag=src,queue-size=1024",
+        "vhost-user-fs-pci,bus=port4,chardev=share-data,tag=data,queue-size=1024",
+    ]
+    assert "pcie-root-port,id=port4,bus=pcie.0,chassis=5,addr=0x10.4" in after(line, "-device")
+    assert after(line, "-chardev")[-2:] == [
+        "socket,id=share-src,fd=7",
+        "socket,id=share-data,path=/d,,s",
+    ]
+    with pytest.raises(UsageError, match="at most 60 disks and shared folders"):
+        words(replace(BARE, ports=4, shares=shares * 31))
 
 
 def test_only_a_machine_that_waits_for_another_starts_without_its_guest() -> None:

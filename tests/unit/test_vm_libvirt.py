@@ -13,7 +13,17 @@ from xml.etree import ElementTree
 import pytest
 
 from drivebay.errors import UsageError
-from drivebay.vm.hardware import Disk, Drive, Firmware, Hardware, Listener, Memory, Nic, Start
+from drivebay.vm.hardware import (
+    Disk,
+    Drive,
+    Firmware,
+    Hardware,
+    Listener,
+    Memory,
+    Nic,
+    Share,
+    Start,
+)
 from drivebay.vm.kvm import Accelerator
 from drivebay.vm.libvirt import Domain, domain_xml
 from drivebay.vm.qemu import FEATURES, Qemu
@@ -63,6 +73,7 @@ EVERYTHING = replace(
         Disk(Path("/run/e"), name="slow", bus="sata"),
     ],
     nics=[Nic(MAC, [Forward(2222, 22)], "10.0.2.50"), Nic("52:54:00:12:34:57")],
+    shares=[Share("src", Path("/s"), "/src & more"), Share("data", Path("/d"), "/data", True)],
     agent=Listener(Path("/agent")),
     screen=True,
     firmware=Firmware("/usr/share/OVMF/OVMF_CODE_4M.fd", "/vms/web/vars.fd"),
@@ -122,6 +133,17 @@ def test_disks_are_named_in_their_order_on_each_bus() -> None:
     domain = read(made(with_disks(*many, Drive("s", "/s", bus="sata"))))
     names = [target.get("dev") for target in domain.iter("target")]
     assert [names[n] for n in (0, 25, 26, 27, 28)] == ["vda", "vdz", "vdaa", "vdab", "sda"]
+
+
+def test_a_shared_folder_is_libvirts_own() -> None:
+    src, data = read(made(EVERYTHING)).iter("filesystem")
+    parts = {element.tag: dict(element.attrib) for element in src}
+    assert parts == {
+        "driver": {"type": "virtiofs", "queue": "1024"},
+        "source": {"dir": "/src & more"},
+        "target": {"dir": "src"},
+    }
+    assert data.find("readonly") is not None
 
 
 def test_the_boot_order_counts_from_one() -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from drivebay.errors import UsageError
 from drivebay.vm.seed import HostKey, check_cloud_init, check_net, seed_iso
-from drivebay.vm.spec import CloudInit, NetSpec, VmSpec
+from drivebay.vm.spec import CloudInit, NetSpec, ShareSpec, VmSpec
 
 LOGIN = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIEXAMPLEEXAMPLE drivebay"
 OTHER = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIOTHEROTHEROTHER jo at home ☕"
@@ -153,6 +153,16 @@ def test_packages_are_installed_only_when_there_are_some() -> None:
 def test_the_machine_id_is_made_anew_once_for_an_instance() -> None:
     (command,) = cloud_config(machine())["bootcmd"]
     assert command[:5] == ["cloud-init-per", "once", "machine-id-drivebay-7", "sh", "-c"]
+
+
+def test_shares_are_mounted_at_each_start_and_do_nothing_again() -> None:
+    sharing = replace(machine(), shares=(ShareSpec("/src", "src"), ShareSpec("/d", "d", True)))
+    assert instance_id(sharing) == instance_id(machine())
+    _, *mounts = cloud_config(sharing)["bootcmd"]
+    assert [command[:2] for command in mounts] == [["sh", "-c"]] * 2
+    assert [command[2] for command in mounts] == [
+        f"mkdir -p /mnt/{tag} && mount -t virtiofs {tag} /mnt/{tag} || true" for tag in ("src", "d")
+    ]
 
 
 def test_a_network_config_counts_at_each_start() -> None:

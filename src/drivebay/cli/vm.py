@@ -96,6 +96,7 @@ def _switch(found: argparse.Namespace) -> int:
 def start_and_say(found: argparse.Namespace) -> int:
     """Start VM ``found.name``, wait if that is wished, and say how to get in."""
     from drivebay.vm.lifecycle import start
+    from drivebay.vm.shares import how_to_mount
     from drivebay.vm.store import Vms
 
     vms = Vms()
@@ -118,6 +119,8 @@ def start_and_say(found: argparse.Namespace) -> int:
         print(f"  console  drivebay vm console {found.name}")
         if vm.spec.nets:
             print(f"  log in   drivebay vm ssh {found.name}")
+        for share in vm.spec.shares:
+            print(f"  folder   {how_to_mount(vm.spec, share)}")
     _renew(vms.load(found.name))
     if found.wait:
         vm_access.wait_until_ready(vms.load(found.name))
@@ -251,6 +254,13 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         metavar="[ADDRESS:]PORT:GUESTPORT",
         action="append",
         help="a TCP port of this host that leads to one of the guest, such as 8080:80",
+    )
+    parser.add_argument(
+        "--share",
+        metavar="DIR[:TAG][,ro]",
+        action="append",
+        help="a folder of this host that the guest may mount, such as ~/src or /srv:data,ro; "
+        "'none' for none",
     )
     parser.add_argument("--address", metavar="A/N", help="a static address, or 'dhcp'")
     parser.add_argument("--gateway", metavar="ADDRESS")

@@ -13,6 +13,7 @@ from drivebay.cli.vm_words import (
     read_disk,
     read_forwards,
     read_qemu,
+    read_shares,
     said_of_guest,
 )
 from drivebay.disks.connection import find_socket
@@ -85,6 +86,8 @@ def _changed(vms: Vms, spec: VmSpec, found: argparse.Namespace) -> VmSpec:
         spec = replace(spec, qemu=read_qemu(found.qemu))
     if found.machine is not None:
         spec = replace(spec, machine=found.machine)
+    if found.share is not None:
+        spec = replace(spec, shares=read_shares(found.share))
     if any(value is not None for value in (found.forward, found.address, found.gateway, found.dns)):
         if not spec.nets:
             raise UsageError(f"VM '{spec.name}' has no network")

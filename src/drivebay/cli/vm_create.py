@@ -16,6 +16,7 @@ from drivebay.cli.vm_words import (
     read_disk,
     read_forwards,
     read_qemu,
+    read_shares,
     said_of_guest,
 )
 from drivebay.disks.starting import connect_or_start
@@ -114,6 +115,7 @@ def _read_wish(found: argparse.Namespace, name: str, image: Image | None) -> Wis
         firmware=found.firmware,
         boot=boot,
         qemu_args=found.qemu_arg,
+        shares=read_shares(found.share or ()),
         cloud_init=_read_guest(found, name, image),
         user_data=None if found.user_data is None else Path(found.user_data),
     )

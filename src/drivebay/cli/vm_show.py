@@ -80,6 +80,9 @@ def info(found: argparse.Namespace) -> int:
         print(f"disk       {_disk_words(vm, disk)}")
     for net in spec.nets:
         print(f"network    {_net_words(net)}")
+    for share in spec.shares:
+        only = ", read-only" if share.read_only else ""
+        print(f"share      {share.tag}: {share.directory}{only}")
     for address in shown["addresses"]:
         print(f"address    {address}, as its guest agent says")
     print(f"folder     {vm.folder}")
@@ -130,6 +133,7 @@ def _known(vm: Vm) -> dict[str, Any]:
             }
             for net in spec.nets
         ],
+        "shares": [dict(vars(share)) for share in spec.shares],
         "pending": [] if found is None else pending(vm, found),
         "folder": str(vm.folder),
     }
@@ -196,7 +200,7 @@ def _net_words(net: NetSpec) -> str:
 
 def qemu_command(found: argparse.Namespace) -> int:
     """Print QEMU's command line, as somebody would type it."""
-    from drivebay.vm.assembly import Paths, assemble
+    from drivebay.vm.assembly import Paths, assemble, share_socket
     from drivebay.vm.command import command_line
     from drivebay.vm.kvm import choose_accelerator
     from drivebay.vm.placement import Placement
@@ -205,6 +209,9 @@ def qemu_command(found: argparse.Namespace) -> int:
     vm = Vms().load(found.name)
     qemu = find_qemu(vm.spec.qemu)
     hardware = assemble(vm, Paths(), _sockets(vm, found.socket), Placement())
+    for share in vm.spec.shares:
+        print_warning(f"it needs a virtiofsd that serves '{share.directory}' at "
+                      f"'{share_socket(vm, share)}'")  # fmt: skip
     line = command_line(qemu, choose_accelerator(), hardware)
     if found.json:
         print_json(line)

@@ -10,13 +10,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from drivebay.cli.output import print_warning
 from drivebay.disks.sizes import read_size
 from drivebay.errors import UsageError
 from drivebay.vm.creation import DiskWish
 from drivebay.vm.public_key import read_public_key
-from drivebay.vm.spec import BUSES, DHCP, CloudInit, Forward, read_forward
+from drivebay.vm.shares import read_share
+from drivebay.vm.spec import BUSES, DHCP, CloudInit, Forward, ShareSpec, read_forward
 
-__all__ = ["read_cloud_init", "read_disk", "read_forwards", "read_qemu"]
+__all__ = ["read_cloud_init", "read_disk", "read_forwards", "read_qemu", "read_shares"]
+
+_NO_SHARE = "none"
 
 
 def read_disk(text: str) -> DiskWish:
@@ -60,6 +64,16 @@ def read_qemu(text: str | None) -> str | None:
 def read_forwards(texts: Sequence[str] | None) -> tuple[Forward, ...]:
     """Raises: UsageError."""
     return tuple(read_forward(text) for text in texts or ())
+
+
+def read_shares(texts: Sequence[str]) -> tuple[ShareSpec, ...]:
+    """Read --share: 'none', or folders. Raises: UsageError, NotFound, HostError."""
+    if list(texts) == [_NO_SHARE]:
+        return ()
+    shares = tuple(read_share(text) for text in texts)
+    if any(share.directory == "/" for share in shares):
+        print_warning("the guest may read, and unless it is ',ro' change, all of this host's files")
+    return shares
 
 
 def read_cloud_init(found: argparse.Namespace, before: CloudInit) -> CloudInit:

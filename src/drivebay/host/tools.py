@@ -14,6 +14,7 @@ from drivebay.errors import NotFound
 from drivebay.host.finding import Finding
 from drivebay.vm.firmware import find_uefi
 from drivebay.vm.packages import everywhere, install_command
+from drivebay.vm.virtiofsd import ELSEWHERE
 
 __all__ = ["check_tools"]
 
@@ -32,6 +33,7 @@ _TOOLS: Final = (
     _Tool(("qemu-img",), "qemu-img", "warning", "to import and convert images"),
     _Tool(("ssh",), "ssh", "warning", "for 'vm ssh' and 'vm cp'"),
     _Tool(("ssh-keygen",), "ssh", "problem", "for the keys of VMs"),
+    _Tool(("virtiofsd", *ELSEWHERE), "virtiofsd", "note", "for --share"),
     _Tool(("mmdebstrap",), "mmdebstrap", "note", "for 'image build debian'"),
     _Tool(("grub-mkimage", "grub2-mkimage"), "grub-bios", "note", "for 'image build'"),
     _Tool(("mke2fs",), "e2fsprogs", "note", "for 'image build'"),

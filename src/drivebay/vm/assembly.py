@@ -21,14 +21,15 @@ from drivebay.vm.hardware import (
     Listener,
     Memory,
     Nic,
+    Share,
     Start,
 )
 from drivebay.vm.images.store import Images
 from drivebay.vm.placement import Placement
-from drivebay.vm.spec import DHCP, DiskSpec, NetSpec
+from drivebay.vm.spec import DHCP, DiskSpec, NetSpec, ShareSpec
 from drivebay.vm.store import Vm
 
-__all__ = ["Paths", "Places", "assemble", "vhost_disk"]
+__all__ = ["Paths", "Places", "assemble", "share_socket", "vhost_disk"]
 
 _QUEUES_MOST: Final = 16
 _HUGE_KIB: Final = 2048
@@ -61,8 +62,17 @@ class Paths:
         return Listener(path, None if log is None else str(log))
 
 
-def assemble(vm: Vm, places: Places, sockets: Mapping[str, Path], placement: Placement) -> Hardware:
-    """Return the machine of a VM; ``sockets`` are the controllers' by the disk's name.
+def assemble(
+    vm: Vm,
+    places: Places,
+    sockets: Mapping[str, Path],
+    placement: Placement,
+    shares: Mapping[str, Path | int] | None = None,
+) -> Hardware:
+    """Return the machine of a VM.
+
+    ``sockets`` are the controllers' by the disk's name, ``shares`` the virtiofsds' by tag; one
+    that is not named is expected in the VM's folder.
 
     Raises: NotFound for a firmware or an image that is gone, HostError.
     """
@@ -104,6 +114,15 @@ def assemble(vm: Vm, places: Places, sockets: Mapping[str, Path], placement: Pla
         agent=agent,
         screen=True,
         disks=disks,
+        shares=[
+            Share(
+                share.tag,
+                (shares or {}).get(share.tag, share_socket(vm, share)),
+                share.directory,
+                share.read_only,
+            )
+            for share in spec.shares
+        ],
         nics=[Nic(net.mac, net.forward, _fixed_address(net)) for net in spec.nets],
         start=start,
         firmware=firmware,
@@ -111,6 +130,11 @@ def assemble(vm: Vm, places: Places, sockets: Mapping[str, Path], placement: Pla
         more=spec.qemu_args,
         files=places.files,
     )
+
+
+def share_socket(vm: Vm, share: ShareSpec) -> Path:
+    """Where a virtiofsd that somebody starts by hand should listen."""
+    return vm.folder / f"share-{share.tag}.sock"
 
 
 def vhost_disk(vm: Vm, disk: DiskSpec, socket: Path, boot_order: int | None = None) -> Disk:

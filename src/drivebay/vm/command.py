@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from drivebay.errors import UsageError
-from drivebay.vm.hardware import Disk, Drive, Hardware, Listener, Nic, check_socket_path
+from drivebay.vm.hardware import Disk, Drive, Hardware, Listener, Nic, Share, check_socket_path
 from drivebay.vm.kvm import Accelerator
 from drivebay.vm.qemu import Qemu
 
@@ -26,6 +26,7 @@ _FIRST_PORT_SLOT = 0x10  # of the root bus; eight ports share a slot
 _FIRST_NIC_SLOT = 0x3
 _SCREEN_SLOT = 0x18  # behind the last port, as is the next: a guest's other slots stay
 _PORTS_MOST = 64
+_SHARE_QUEUE = 1024  # the most; QEMU's 128 hold up a guest that reads much at once
 
 
 def command_line(qemu: Qemu, accelerator: Accelerator, hardware: Hardware) -> list[str]:
@@ -54,6 +55,9 @@ def command_line(qemu: Qemu, accelerator: Accelerator, hardware: Hardware) -> li
     for number, disk in enumerate(hardware.disks):
         for option, properties in disk_parts(qemu, disk, f"port{number}"):
             line += [f"-{option}", spelled(properties)]
+    first = len(hardware.disks) + hardware.ports
+    for number, share in enumerate(hardware.shares):
+        line += _share(share, f"port{first + number}")
     for number, nic in enumerate(hardware.nics):
         line += _nic(nic, number)
     line += _screen() if hardware.screen else []
@@ -185,11 +189,12 @@ def _device(disk: Disk | Drive, port: str) -> Properties:
 
 
 def _buses(hardware: Hardware) -> list[str]:
-    """Root ports, one for each disk and the spare ones; and the controllers of other buses."""
+    """Root ports: of the disks, spare ones, of the shares; and the controllers of other buses."""
     line = []
-    ports = len(hardware.disks) + hardware.ports
+    ports = len(hardware.disks) + hardware.ports + len(hardware.shares)
     if ports > _PORTS_MOST:
-        raise UsageError(f"a machine has at most {_PORTS_MOST - hardware.ports} disks")
+        most = _PORTS_MOST - hardware.ports
+        raise UsageError(f"a machine has at most {most} disks and shared folders")
     for number in range(ports):
         slot, function = divmod(number, 8)
         port: Properties = {
@@ -268,6 +273,23 @@ def _listening(name: str, listener: Listener) -> str:
     if listener.log is not None:
         channel |= {"logfile": listener.log, "logappend": True}
     return spelled(channel)
+
+
+def _share(share: Share, port: str) -> Sequence[str]:
+    channel: Properties = {"backend": "socket", "id": f"share-{share.tag}"}
+    if isinstance(share.place, int):
+        channel["fd"] = share.place
+    else:
+        check_socket_path(share.place)
+        channel["path"] = str(share.place)
+    device: Properties = {
+        "driver": "vhost-user-fs-pci",
+        "bus": port,
+        "chardev": f"share-{share.tag}",
+        "tag": share.tag,
+        "queue-size": _SHARE_QUEUE,
+    }
+    return ["-chardev", spelled(channel), "-device", spelled(device)]
 
 
 def _nic(nic: Nic, number: int) -> Sequence[str]:

@@ -30,7 +30,7 @@ from drivebay.vm.identity import Origin, free_mac, host_machine_id, new_instance
 from drivebay.vm.lifecycle import check_able
 from drivebay.vm.ports import check_free, free_forward
 from drivebay.vm.qemu import Qemu
-from drivebay.vm.spec import DHCP, Boot, CloudInit, DiskSpec, Forward, NetSpec, VmSpec
+from drivebay.vm.spec import DHCP, Boot, CloudInit, DiskSpec, Forward, NetSpec, ShareSpec, VmSpec
 from drivebay.vm.spec_file import read_spec, write_spec
 from drivebay.vm.store import Vm, Vms
 
@@ -94,6 +94,7 @@ class Wish:
     boot: Boot | None = None
     qemu_args: Sequence[str] = ()
     lab: str | None = None
+    shares: Sequence[ShareSpec] = ()
     cloud_init: CloudInit | None = None  # its instance_id is chosen here
     user_data: Path | None = None
 
@@ -130,6 +131,7 @@ def plan_creation(
         boot=wish.boot,
         disks=disks,
         nets=_nets(vms, wish, others),
+        shares=tuple(wish.shares),
         cloud_init=_cloud_init(wish),
     )
     planned = Vm(Path(), spec, "")

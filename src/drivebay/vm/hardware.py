@@ -26,6 +26,7 @@ __all__ = [
     "Listener",
     "Memory",
     "Nic",
+    "Share",
     "Start",
     "check_socket_path",
 ]
@@ -81,6 +82,16 @@ class Nic:
 
 
 @dataclass(frozen=True)
+class Share:
+    """A folder of the host behind a virtiofsd's vhost-user socket, or a connection to it."""
+
+    tag: str
+    place: Path | int
+    directory: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
 class Start:
     """A kernel that QEMU starts itself."""
 
@@ -119,6 +130,7 @@ class Hardware:
     uuid: str | None = None
     disks: Sequence[Disk | Drive] = ()
     nics: Sequence[Nic] = ()
+    shares: Sequence[Share] = ()
     agent: Listener | None = None
     screen: bool = False  # a VGA card, and a pointer that knows where on it it stands
     start: Start | None = None

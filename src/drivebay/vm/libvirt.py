@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 from drivebay.errors import UsageError
 from drivebay.vm.command import Properties, disk_parts, spelled
-from drivebay.vm.hardware import Disk, Drive, Hardware, Listener, Memory, Nic
+from drivebay.vm.hardware import Disk, Drive, Hardware, Listener, Memory, Nic, Share
 from drivebay.vm.kvm import Accelerator
 from drivebay.vm.qemu import Qemu
 
@@ -218,6 +218,8 @@ def _add_devices(devices: ElementTree.Element, qemu: Qemu, hardware: Hardware) -
             interface = _add(devices, "interface", type="user")
             _add(interface, "mac", address=nic.mac)
             _add(interface, "model", type="virtio")
+    for share in hardware.shares:
+        _add_share(devices, share)
     for _, listener in hardware.serials:
         _add_serial(devices, listener)
     if hardware.agent is not None:
@@ -267,6 +269,16 @@ def _add_screen(devices: ElementTree.Element, hardware: Hardware) -> None:
     _add(devices, "input", type="tablet", bus="usb")
     _add(_add(devices, "graphics", type="vnc"), "listen", type="none")
     _add(_add(devices, "video"), "model", type="vga")
+
+
+def _add_share(devices: ElementTree.Element, share: Share) -> None:
+    """libvirt starts a virtiofsd itself; a version that can't keep it read-only refuses that."""
+    element = _add(devices, "filesystem", type="mount", accessmode="passthrough")
+    _add(element, "driver", type="virtiofs", queue="1024")
+    _add(element, "source", dir=share.directory)
+    _add(element, "target", dir=share.tag)
+    if share.read_only:
+        _add(element, "readonly")
 
 
 def _add_serial(devices: ElementTree.Element, listener: Listener) -> None:

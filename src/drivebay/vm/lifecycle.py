@@ -4,7 +4,7 @@ Context: a short-lived process. Everything is checked before anything is made; t
 come first (QEMU connects while it starts), then the seed, then QEMU.
 
     lock ─► QEMU there and able? ─► image unchanged? ─► target (started if need be) ─►
-    writers? ─► sockets ─► seed ─► QEMU ─► vCPUs to their cores
+    writers? ─► sockets ─► seed ─► shared folders ─► QEMU ─► vCPUs to their cores
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from drivebay.vm.images.store import Images
 from drivebay.vm.kvm import choose_accelerator
 from drivebay.vm.processes import unprivileged
 from drivebay.vm.qemu import Qemu, find_qemu
+from drivebay.vm.shares import check_shares, serve_shares
 from drivebay.vm.stillness import refuse_half_reverted
 from drivebay.vm.store import Vm, Vms, write_private
 
@@ -67,6 +68,7 @@ def start(vms: Vms, name: str, socket: str | None = None) -> Started:
         qemu = find_qemu(vm.spec.qemu)
         check_able(vm, qemu)
         check_image(vm)
+        check_shares(vm)
         accelerator = choose_accelerator()
         identity = unprivileged(Path("/dev/kvm") if accelerator.name == "kvm" else None)
         sockets, placement = _prepare_disks(vms, vm, socket)
@@ -74,8 +76,11 @@ def start(vms: Vms, name: str, socket: str | None = None) -> Started:
         with ExitStack() as stack:
             run.turn_over(vm.console_log)
             descriptors = run.Descriptors(vm, identity, stack)
-            hardware = assemble(vm, descriptors, sockets, placement)
-            found = run.launch(vm, qemu, accelerator, hardware, descriptors.inherited, identity)
+            served = stack.enter_context(serve_shares(vm))
+            hardware = assemble(vm, descriptors, sockets, placement, served.connections)
+            inherited = [*descriptors.inherited, *served.connections.values()]
+            found = run.launch(vm, qemu, accelerator, hardware, inherited, identity)
+            served.let_go()
         _pin(vm, placement)
     return Started(found, time.monotonic() - began)
 
@@ -120,6 +125,8 @@ def check_able(vm: Vm, qemu: Qemu) -> None:
     spec = vm.spec
     what = f"VM '{vm.name}'"
     qemu.require("memfd", what)
+    if spec.shares:
+        qemu.require("vhost-user-fs", f"{what} with --share")
     if spec.nets:
         qemu.require("user-net", f"{what} with --net user")
     for disk in spec.disks:

@@ -58,6 +58,8 @@ PARTS: Final[dict[str, dict[str, str]]] = {
         "fedora": "openssh-clients",
         "openeuler": "openssh-clients",
     },
+    # Where there is none yet (Debian 12, Ubuntu 22.04) QEMU's own package holds the older one.
+    "virtiofsd": dict.fromkeys(("debian", "ubuntu", "fedora", "openeuler"), "virtiofsd"),
     "mmdebstrap": {"debian": "mmdebstrap", "ubuntu": "mmdebstrap", "fedora": "mmdebstrap"},
     "grub-bios": {
         "debian": "grub-common grub-pc-bin",

@@ -87,7 +87,7 @@ def find_qemu(name: str | None = None) -> Qemu:
     path = _find_binary(name)
     try:
         # What we ask for belongs to it: a newer Drivebay asks more.
-        stamp = [path.stat().st_mtime_ns, _modules_changed(), *sorted(FEATURES)]
+        stamp: list[int | str] = [path.stat().st_mtime_ns, _modules_changed(), *sorted(FEATURES)]
     except OSError as error:
         raise NotFound(f"can't look at '{path}': {error.strerror}") from error
     remembered = _read_memory()

@@ -10,9 +10,9 @@ All is JSON, which YAML contains: no text of vm.toml can become a key or a line 
 
 When what happens. cloud-init makes users, keys and packages once for an instance id. The
 guest gets ours with a hash of those settings behind it, so that a change of one is carried out
-at the next start; the machine-id is made once for ours alone. Network and host name count at
-each start. With ``dsmode: local`` all that is done before the network is up: a clone has its
-own machine-id, from which its DHCP client id comes, before it asks for an address.
+at the next start; the machine-id is made once for ours alone. Network, host name and shared
+folders count at each start. With ``dsmode: local`` all that is done before the network is up: a
+clone has its own machine-id, from which its DHCP client id comes, before it asks for an address.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import Any, Final
 
 from drivebay.errors import UsageError
 from drivebay.vm.identity import NEW_MACHINE_ID
-from drivebay.vm.spec import DHCP, CloudInit, NetSpec, VmSpec
+from drivebay.vm.spec import DHCP, CloudInit, NetSpec, ShareSpec, VmSpec
 
 __all__ = ["HostKey", "check_cloud_init", "check_net", "seed_iso"]
 
@@ -72,6 +72,7 @@ def seed_iso(spec: VmSpec, public_key: str, host_key: HostKey, user_data: str | 
         "dsmode": "local",
     }
     ours = _cloud_config(cloud_init, public_key.strip(), host_key, beside_own=user_data is not None)
+    ours["bootcmd"] += [_mount(share) for share in spec.shares]
     text = "#cloud-config\n" + _json(ours)
     return _iso(
         {
@@ -154,6 +155,12 @@ def _cloud_config(
     if cloud_init.packages:
         config |= {"packages": list(cloud_init.packages), "package_update": True}
     return config
+
+
+def _mount(share: ShareSpec) -> list[str]:
+    """At each start, and not by fstab, where a share that is gone would stay."""
+    place = f"/mnt/{share.tag}"
+    return ["sh", "-c", f"mkdir -p {place} && mount -t virtiofs {share.tag} {place} || true"]
 
 
 def _joined(own: str, ours: str) -> str:

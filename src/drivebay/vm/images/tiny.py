@@ -28,7 +28,7 @@ UP: Final = "drivebay tiny guest is up"  # the console says so (tiny-rc.sh)
 
 SIZE: Final = 64 << 20
 MODULES: Final = ("virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "virtio_net", "button",
-                  "evdev")  # fmt: skip
+                  "evdev", "virtiofs")  # fmt: skip
 FOLDERS: Final = ("bin", "boot/grub", "dev", "etc/acpi/PWRF", "proc", "root", "sbin", "sys", "tmp")
 FILES: Final = {
     "etc/hostname": "tiny\n",
