@@ -8,7 +8,11 @@ second disk is at the number of the first or one ahead, and the file is as its c
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +20,7 @@ from collections.abc import Iterator
 import pexpect
 import pytest
 
+from drivebay.vm import exporting
 from drivebay.vm.images.tiny import UP
 from tests.e2e.vm_bay import VmBay
 
@@ -82,27 +87,42 @@ class Console:
 
 
 @pytest.fixture(scope="module")
-def bay(vm_bay: VmBay) -> VmBay:
+def bay(vm_bay: VmBay) -> Iterator[VmBay]:
+    """At the end nothing is left of what was made."""
     vm_bay.start_target()
     vm_bay.ok("image", "build", "tiny")
-    return vm_bay
+    yield vm_bay
+    for entry in vm_bay.json("vm", "list"):
+        vm_bay.vm("delete", entry["name"], "--force", "--yes")
+    assert vm_bay.disks() == []
+    assert vm_bay.controllers() == []
+    assert exports_in(vm_bay) == []
 
 
-@pytest.fixture
-def console(bay: VmBay) -> Iterator[Console]:
-    """That of a VM 't' that writes."""
+@pytest.fixture(scope="module")
+def writer(bay: VmBay) -> str:
+    """A VM that runs; each test goes on where the one before it has left it."""
     bay.vm(
         "create", "t", "--image", "tiny", "--memory", "96M", "--cpus", "1", "--disk", "64M",
         "--disk", "16M,name=raw", "--start",
     )  # fmt: skip
-    console = up(bay, "t")
+    return "t"
+
+
+@pytest.fixture
+def console(bay: VmBay, writer: str) -> Iterator[Console]:
+    """Of a guest that writes."""
+    console = up(bay, writer)
     console.write()
     yield console
     console.close()
-    for entry in bay.json("vm", "list"):
-        bay.vm("delete", entry["name"], "--force", "--yes")
-    assert bay.disks() == []
-    assert bay.controllers() == []
+
+
+def exports_in(bay: VmBay) -> list[str]:
+    """What exports have in the target: their snapshots, and bdevs on their files."""
+    shown = json.loads(bay.ok("rpc", "bdev_get_bdevs"))
+    names = [name for bdev in shown for name in (bdev["name"], *bdev["aliases"])]
+    return [name for name in names if "export-" in name]
 
 
 def up(bay: VmBay, name: str) -> Console:
@@ -122,3 +142,82 @@ def test_a_snapshot_under_writing_is_gone_back_to(bay: VmBay, console: Console) 
     again = up(bay, "t")
     assert 3 <= again.check() <= taken
     again.close()
+
+
+def test_a_vm_that_writes_goes_through_a_file_and_boots_again(bay: VmBay, console: Console) -> None:
+    begun = console.generation()
+    console.wait_for(begun + 2)
+    file = bay.folder / "t.qcow2"
+    said = bay.vm("export", "t", str(file))
+    assert "as after a power cut" in said
+    assert "not in it: raw" in said
+    assert exports_in(bay) == []
+    written = console.generation()
+    bay.vm("stop", "t", "--force")
+    words = said.partition("drivebay vm import t.qcow2 NEW ")[2].split()
+    bay.vm("import", str(file), "u", *words, "--start")
+    again = up(bay, "u")
+    assert begun + 2 <= again.generation() <= written
+    assert again.ask(CHECK, r"file-\d: (OK|FAILED)") == "OK"
+    again.close()
+    bay.vm("delete", "u", "--force", "--yes")
+    bay.ok("image", "delete", "u", "--yes")
+
+
+# ---- exports that fail --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large(bay: VmBay) -> Iterator[str]:
+    """A VM that is off, whose disk takes a target seconds to copy."""
+    bay.ok("disk", "create", "large", "--size", "512M", "--thick")
+    bay.vm("create", "l", "--kernel", "/dev/null", "--disk", "bdev=large", "--memory", "64M")
+    yield "l"
+    bay.vm("delete", "l", "--yes")
+    bay.ok("disk", "delete", "large", "--yes")
+
+
+def test_a_full_file_system_has_no_half_file_and_the_target_nothing(
+    bay: VmBay, large: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a small file system")
+    small = bay.folder / "small"
+    small.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", small], check=True)
+    try:
+        said = bay.refused("vm", "export", large, str(small / "l.qcow2"))
+        assert "32 MiB are left" in said
+        monkeypatch.setattr(exporting, "free_bytes", lambda path: 1 << 40)
+        said = bay.refused("vm", "export", large, str(small / "l.qcow2"))
+        assert "No space left on device" in said
+        assert list(small.iterdir()) == []
+        assert exports_in(bay) == []
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_one_that_is_ended_leaves_nothing_and_a_killed_ones_rest_goes_with_the_next(
+    bay: VmBay, large: str
+) -> None:
+    folder = bay.folder / "out"
+    folder.mkdir()
+    command = [sys.executable, "-m", "drivebay", "vm", "export", large, str(folder / "l.raw")]
+    for number, left in ((signal.SIGINT, False), (signal.SIGTERM, False), (signal.SIGKILL, True)):
+        process = subprocess.Popen(command, preexec_fn=listen_to_ctrl_c)
+        deadline = time.monotonic() + 60
+        while len(exports_in(bay)) < 2:  # its snapshot, and the bdev into which that is copied
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+        process.send_signal(number)
+        assert process.wait(60) != 0
+        assert not (folder / "l.raw").exists()
+        assert bool(list(folder.iterdir())) == bool(exports_in(bay)) == left
+    bay.vm("export", large, str(folder / "l.raw"))
+    assert [path.name for path in folder.iterdir()] == ["l.raw"]
+    assert exports_in(bay) == []
+
+
+def listen_to_ctrl_c() -> None:
+    """A shell's background jobs ignore it, and so would their children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)

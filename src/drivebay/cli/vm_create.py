@@ -28,7 +28,7 @@ from drivebay.vm.qemu import find_qemu
 from drivebay.vm.spec import DHCP, USER_NET, Boot, CloudInit
 from drivebay.vm.store import Vms
 
-__all__ = ["create"]
+__all__ = ["create", "read_wish"]
 
 DEFAULT_IMAGE: Final = "debian"
 NO_IMAGE: Final = "none"
@@ -41,7 +41,7 @@ def create(found: argparse.Namespace) -> int:
     image = _image(found)
     name = found.name or _free_name(vms, "vm" if image is None else image.name)
     vms.check_free(name)
-    wish = _read_wish(found, name, image)
+    wish = read_wish(found, name, image)
     # An image that somebody deletes meanwhile must not lose its first clone.
     kept = contextlib.nullcontext() if image is None else Images().locked()
     with kept, connect_or_start(found.socket) as client:
@@ -94,7 +94,8 @@ def _free_name(vms: Vms, stem: str) -> str:
     return name
 
 
-def _read_wish(found: argparse.Namespace, name: str, image: Image | None) -> Wish:
+def read_wish(found: argparse.Namespace, name: str, image: Image | None) -> Wish:
+    """What the words ask for. Raises: UsageError, HostError."""
     boot = None
     if found.kernel is not None:
         for path in filter(None, (found.kernel, found.initrd)):

@@ -328,7 +328,8 @@ def _volume(bdev: dict[str, Any], stores: dict[str, dict[str, Any]]) -> Disk:
     lvol = specific.get("lvol")
     store = None if lvol is None else stores.get(lvol["lvol_store_uuid"])
     if lvol is not None and store is not None:
-        return _lvol(common, lvol, store)
+        writable = bool(bdev.get("supported_io_types", {}).get("write", True))
+        return _lvol(common, lvol, store, writable)
     for module in ("aio", "uring"):
         if module in specific:
             place = str(specific[module]["filename"])
@@ -339,16 +340,20 @@ def _volume(bdev: dict[str, Any], stores: dict[str, dict[str, Any]]) -> Disk:
     return common
 
 
-def _lvol(common: Disk, lvol: dict[str, Any], store: dict[str, Any]) -> Disk:
+def _lvol(common: Disk, lvol: dict[str, Any], store: dict[str, Any], writable: bool) -> Disk:
     prefix = f"{store['name']}/"
     names = [alias for alias in (*common.aliases, common.bdev) if alias.startswith(prefix)]
+    name = names[0].removeprefix(prefix) if names else common.bdev
+    # A target that has just started takes a snapshot from which nobody reads for a volume that
+    # may not be written.
+    lone = "@" in name and not writable
     return replace(
         common,
-        name=names[0].removeprefix(prefix) if names else common.bdev,
+        name=name,
         kind="thin" if lvol["thin_provision"] else "thick",
         module="lvol",
         pool=store["name"],
-        snapshot=lvol["snapshot"],
+        snapshot=lvol["snapshot"] or lone,
         used=lvol["num_allocated_clusters"] * store["cluster_size"],
         parent=lvol.get("base_snapshot"),
         external=lvol.get("external_snapshot_name"),

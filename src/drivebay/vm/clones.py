@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from drivebay.disks.connection import call
-from drivebay.disks.inventory import NAME_BYTES_MOST, Disk, Inventory
+from drivebay.disks.inventory import Disk, Inventory
 from drivebay.disks.places import data_folder
 from drivebay.disks.plan import Plan
 from drivebay.errors import HostError, StateError
@@ -24,7 +24,7 @@ from drivebay.vm.disks import CLONE_SNAPSHOT, check_volume_free, plan_offer
 from drivebay.vm.identity import Origin, host_machine_id, new_identity
 from drivebay.vm.ports import free_forward
 from drivebay.vm.spec import DiskSpec, NetSpec, VmSpec
-from drivebay.vm.stillness import drop_snapshots, own_volumes, take_snapshots
+from drivebay.vm.stillness import drop_snapshots, own_volumes, snapshot_name, take_snapshots
 from drivebay.vm.store import Vm, Vms
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def plan_clones(
             hint=f"drivebay vm stop {vm.name} first",
         )
     mark = f"{CLONE_SNAPSHOT}{secrets.token_hex(4)}"
-    wanted = [(source, _snapshot(source, mark)) for source in sources.values()]
+    wanted = [(source, snapshot_name(source, mark)) for source in sources.values()]
     drop = partial(drop_snapshots, client, wanted)
     clones = Clones(plan, [], [], drop, renewal.is_pending(vm))
     if sources:
@@ -124,19 +124,13 @@ def _take(
     clones.consistency = moment.consistency
 
 
-def _snapshot(source: Disk, mark: str) -> str:
-    """The snapshot's name, for which a disk's name may have to be cut."""
-    room = NAME_BYTES_MOST - len(f"@{mark}")
-    return f"{source.name.encode()[:room].decode(errors='ignore')}@{mark}"
-
-
 def _plan_volume(plan: Plan, client: Client, source: Disk, mark: str, name: str) -> None:
     plan.add(
         f"make the disk '{name}', a clone of '{source.name}'",
         lambda: call(
             client,
             "bdev_lvol_clone",
-            {"snapshot_name": f"{source.pool}/{_snapshot(source, mark)}", "clone_name": name},
+            {"snapshot_name": f"{source.pool}/{snapshot_name(source, mark)}", "clone_name": name},
         ),
         lambda: call(client, "bdev_lvol_delete", {"name": f"{source.pool}/{name}"}),
     )

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from drivebay.disks.connection import RpcRefused, call
-from drivebay.disks.inventory import Disk, Inventory
+from drivebay.disks.inventory import NAME_BYTES_MOST, Disk, Inventory
 from drivebay.errors import DrivebayError, StateError
 from drivebay.vm import run
 from drivebay.vm.agent import Agent
@@ -29,8 +29,16 @@ if TYPE_CHECKING:
     from drivebay.vm.qmp import Qmp
     from drivebay.vm.store import Vm
 
-__all__ = ["Moment", "drop_snapshots", "held_still", "own_volumes", "refuse_half_reverted",
-           "somebody_has_opened", "take_snapshots"]  # fmt: skip
+__all__ = [
+    "Moment",
+    "drop_snapshots",
+    "held_still",
+    "own_volumes",
+    "refuse_half_reverted",
+    "snapshot_name",
+    "somebody_has_opened",
+    "take_snapshots",
+]
 
 _AGENT_SECONDS: Final = 2.0
 
@@ -63,6 +71,12 @@ def own_volumes(vm: Vm, inventory: Inventory) -> dict[str, Disk]:
             )
         found[disk.name] = there
     return found
+
+
+def snapshot_name(volume: Disk, mark: str) -> str:
+    """The name of a snapshot that the tool takes for itself: the disk's may have to be cut."""
+    room = NAME_BYTES_MOST - len(f"@{mark}")
+    return f"{volume.name.encode()[:room].decode(errors='ignore')}@{mark}"
 
 
 def refuse_half_reverted(vm: Vm) -> None:
