@@ -15,7 +15,7 @@ from typing import NoReturn
 from drivebay.disks.sizes import read_size
 from drivebay.errors import UsageError
 
-__all__ = ["Parser", "add_json_option", "add_socket_option", "parse_size"]
+__all__ = ["Parser", "add_json_option", "add_socket_option", "parse_seconds", "parse_size"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -43,6 +43,17 @@ def parse_size(text: str) -> int:
         return read_size(text)
     except UsageError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def parse_seconds(text: str) -> float:
+    """Read a time limit, as the type of an argument. Raises: UsageError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 86400:
+        raise UsageError(f"'{text[:40]}' is no number of seconds from 0 to 86400")
+    return value
 
 
 def add_json_option(parser: argparse.ArgumentParser) -> None:

@@ -36,6 +36,8 @@ COMMANDS = {
     "disk": Command("drivebay.cli.disk", "make, show and change disks"),
     "image": Command("drivebay.cli.image", "import, download, build and show disk images"),
     "vm": Command("drivebay.cli.vm", "make, start and change virtual machines"),
+    "up": Command("drivebay.cli.up", "make and start a lab: pools, disks and VMs from one file"),
+    "down": Command("drivebay.cli.down", "stop a lab, which keeps every byte; or delete it"),
     "rpc": Command("drivebay.cli.rpc", "call any method of a running target"),
     "bench": Command("drivebay.cli.bench", "put load on any vhost-user-blk socket, and verify"),
     "demo": Command("drivebay.cli.demo", "boot a virtual machine on a disk of ours"),

@@ -11,10 +11,15 @@ import importlib
 from typing import TYPE_CHECKING
 
 from drivebay.cli import vm_access, vm_keeping
-from drivebay.cli.arguments import Parser, add_json_option, add_socket_option, parse_size
+from drivebay.cli.arguments import (
+    Parser,
+    add_json_option,
+    add_socket_option,
+    parse_seconds,
+    parse_size,
+)
 from drivebay.cli.output import DONE, print_json, print_warning
 from drivebay.cli.steps import add_change_options
-from drivebay.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -175,7 +180,7 @@ def build_parser() -> Parser:
         stop.add_argument(
             "--timeout",
             metavar="SECONDS",
-            type=_seconds,
+            type=parse_seconds,
             default=90.0,
             help="how long the guest has to switch itself off (default: %(default)g)",
         )
@@ -281,13 +286,3 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
 
 def _add_wait(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", action="store_true", help="until it is ready to log in")
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 86400:
-        raise UsageError(f"'{text[:40]}' is no number of seconds from 0 to 86400")
-    return value

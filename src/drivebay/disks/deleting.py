@@ -57,7 +57,9 @@ def refuse_shown(inventory: Inventory, pool: Pool) -> None:
         )
 
 
-def plan_pool_deletion(plan: Plan, client: Client, inventory: Inventory, pool: Pool) -> None:
+def plan_pool_deletion(
+    plan: Plan, client: Client, inventory: Inventory, pool: Pool, *, keep_file: bool = False
+) -> None:
     """Delete a pool with all that is in it, and its file."""
     disks = inventory.disks_of(pool)
     names = ", ".join(disk.name for disk in disks)
@@ -72,9 +74,9 @@ def plan_pool_deletion(plan: Plan, client: Client, inventory: Inventory, pool: P
             f"let go of '{place}'",
             lambda: call(client, f"bdev_{pool.module}_delete", {"name": pool.base}),
         )
-        if place.is_file():
+        if place.is_file() and not keep_file:
             plan.add(f"delete the file '{place}'", lambda: remove_file(place))
-        else:
+        elif not place.is_file():
             plan.facts.append(
                 f"The device '{place}' stays as it is, and can be used for a new pool."
             )

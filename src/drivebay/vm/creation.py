@@ -42,6 +42,7 @@ __all__ = [
     "CPUS",
     "MEMORY",
     "SYSTEM",
+    "USER_DATA",
     "Creation",
     "DiskWish",
     "NetWish",
@@ -278,11 +279,11 @@ def _nets(vms: Vms, wish: Wish, others: list[Vm]) -> tuple[NetSpec, ...]:
 def _cloud_init(wish: Wish) -> CloudInit | None:
     if wish.cloud_init is None:
         return None
-    user_data = None if wish.user_data is None else _USER_DATA
+    user_data = None if wish.user_data is None else USER_DATA
     return replace(wish.cloud_init, instance_id=new_instance_id(), user_data=user_data)
 
 
-_USER_DATA: Final = "user-data"
+USER_DATA: Final = "user-data"
 
 
 # ---- the folder ---------------------------------------------------------------------------------
@@ -297,8 +298,8 @@ def _fill(vm: Vm, wish: Wish) -> None:
         make_variables(vm.firmware_variables)
     if wish.user_data is not None:
         try:
-            shutil.copyfile(wish.user_data, vm.folder / _USER_DATA)
-            (vm.folder / _USER_DATA).chmod(0o600)
+            shutil.copyfile(wish.user_data, vm.folder / USER_DATA)
+            (vm.folder / USER_DATA).chmod(0o600)
         except OSError as error:
             raise HostError(
                 f"can't read the user-data '{wish.user_data}'", error.errno or 0,

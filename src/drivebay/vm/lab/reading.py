@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from drivebay.disks.making import PARTS_MOST
-from drivebay.disks.sizes import read_size
 from drivebay.errors import HostError, UsageError
 from drivebay.vm.lab.checking import check_lab
 from drivebay.vm.lab.lines import Place, lines_of
 from drivebay.vm.lab.model import Lab, LabDisk, LabMistake, LabPool, LabVm, Source
 from drivebay.vm.lab.reading_vms import read_vms
-from drivebay.vm.lab.words import choose_pool, keyed, located, numbered
+from drivebay.vm.lab.words import choose_pool, keyed, located, numbered, whole_mebibytes
 from drivebay.vm.tables import Table
 
 __all__ = ["lab_name_of", "read_lab"]
@@ -161,7 +160,7 @@ class _Reader:
     def _size(self, table: Table) -> int | None:
         text = table.take("size", str)
         with keyed("size"):
-            return None if text is None else read_size(text)
+            return None if text is None else whole_mebibytes(text)
 
     # ---- pools and disks ------------------------------------------------------------------------
 

@@ -11,14 +11,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from drivebay.disks.sizes import read_size
 from drivebay.errors import UsageError
 from drivebay.vm.creation import CPUS, MEMORY
 from drivebay.vm.identity import new_uuid
 from drivebay.vm.images.store import check_image_name
 from drivebay.vm.lab.lines import Place
 from drivebay.vm.lab.model import Lab, LabNet, LabVm, VmDisk
-from drivebay.vm.lab.words import choose_pool, keyed, located, nearest, numbered
+from drivebay.vm.lab.words import (
+    choose_pool,
+    keyed,
+    located,
+    nearest,
+    numbered,
+    whole_mebibytes,
+)
 from drivebay.vm.public_key import read_public_key
 from drivebay.vm.seed import check_cloud_init, check_net
 from drivebay.vm.spec import (
@@ -136,7 +142,7 @@ class _Reader:
     def _size(self, key: str) -> int | None:
         text = self.table.take(key, str)
         with keyed(key):
-            return None if text is None else read_size(text)
+            return None if text is None else whole_mebibytes(text)
 
     def _boot(self) -> Boot | None:
         kernel, initrd, append = (self.table.take(key, str) for key in

@@ -8,12 +8,16 @@ from __future__ import annotations
 import contextlib
 import difflib
 from collections.abc import Collection, Iterator, Sequence
+from typing import Final
 
+from drivebay.disks.sizes import read_size
 from drivebay.errors import DrivebayError, UsageError
 from drivebay.vm.lab.lines import Place
 from drivebay.vm.lab.model import LabMistake, LabPool, Source
 
-__all__ = ["choose_pool", "keyed", "located", "nearest", "numbered"]
+__all__ = ["choose_pool", "keyed", "located", "nearest", "numbered", "whole_mebibytes"]
+
+_MIB: Final = 1 << 20
 
 
 def numbered(name: str, count: int | None) -> list[str]:
@@ -52,6 +56,14 @@ def choose_pool(
     raise source.mistake(
         place, f"there is no [pool.{named[:80]}] in this file", hint=nearest(named, names)
     )
+
+
+def whole_mebibytes(text: str) -> int:
+    """Read a size, of which all there are in a lab are whole MiB. Raises: UsageError."""
+    size = read_size(text)
+    if size <= 0 or size % _MIB:
+        raise UsageError(f"'{text[:80]}' is no whole number of MiB")
+    return size
 
 
 @contextlib.contextmanager
