@@ -7,7 +7,7 @@ Run by meson when it configures; see src/drivebay/meson.build for the reason.
 import sys
 from pathlib import Path
 
-SUFFIXES = {".py", ".pyi", ".pyx", ".pxd", ".h", ".sh", ".toml"}
+SUFFIXES = {".py", ".pyi", ".pyx", ".pxd", ".h", ".sh", ".toml", ".service", ".conf"}
 
 
 def main() -> None:

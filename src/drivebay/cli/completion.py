@@ -48,6 +48,7 @@ _NAMED = {
     "vm": (
         *("set", "start", "stop", "restart", "info", "attach", "detach", "clone", "delete", "log"),
         *("console", "ssh", "ssh-config", "exec", "wait", "qemu-command", "libvirt-xml"),
+        "autostart",
     ),
 }
 

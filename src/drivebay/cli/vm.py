@@ -10,7 +10,7 @@ import argparse
 import importlib
 from typing import TYPE_CHECKING
 
-from drivebay.cli import vm_access, vm_keeping
+from drivebay.cli import vm_access, vm_keeping, vm_several
 from drivebay.cli.arguments import (
     Parser,
     add_json_option,
@@ -20,6 +20,7 @@ from drivebay.cli.arguments import (
 )
 from drivebay.cli.output import DONE, print_json, print_warning
 from drivebay.cli.steps import add_change_options
+from drivebay.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,6 +55,7 @@ _RUN = {
     "qemu-command": ("vm_show", "qemu_command"),
     "libvirt-xml": ("vm_show", "libvirt_xml"),
     **vm_keeping.RUN,
+    **vm_several.RUN,
 }
 _BUSES = ("virtio", "scsi", "nvme", "sata")
 
@@ -62,6 +64,8 @@ def main(arguments: list[str]) -> int:
     """Run one of the subcommands."""
     ours, words = vm_access.split_words(arguments)
     found = build_parser().parse_args(ours)
+    if getattr(found, "several", False):
+        return vm_several.switch(found)
     if found.subcommand in ("start", "stop", "restart"):
         return _switch(found)
     if found.subcommand not in _RUN:
@@ -81,19 +85,16 @@ def _switch(found: argparse.Namespace) -> int:
     from drivebay.vm.lifecycle import stop
     from drivebay.vm.store import Vms
 
+    if found.name is None:
+        raise UsageError("name a VM", hint="drivebay vm list")
     vms = Vms()
     if found.subcommand != "start":
         how = stop(vms, found.name, force=found.force, timeout_s=found.timeout)
         if found.subcommand == "stop":
-            said = {
-                "off": "is off",
-                "by force": "was ended by force: for its guest that was a power cut",
-                None: "was not running",
-            }[how]
             if found.json:
                 print_json({"name": found.name, "ended": how})
             else:
-                print(f"VM '{found.name}' {said}")
+                print(f"VM '{found.name}' {vm_several.ENDED[how]}")
             return DONE
     return start_and_say(found)
 
@@ -172,20 +173,7 @@ def build_parser() -> Parser:
     change = add("set", "change a VM; it takes effect at its next start", changes=True)
     _add_machine(change)
     change.add_argument("--machine", metavar="TYPE", help="QEMU's machine type, such as pc-q35-9.2")
-    start = add("start", "start a VM")
-    _add_wait(start)
-    for name, text in (("stop", "switch a VM off"), ("restart", "switch it off, and start it")):
-        stop = add(name, text)
-        stop.add_argument("--force", action="store_true", help="as if the plug were pulled")
-        stop.add_argument(
-            "--timeout",
-            metavar="SECONDS",
-            type=parse_seconds,
-            default=90.0,
-            help="how long the guest has to switch itself off (default: %(default)g)",
-        )
-        if name == "restart":
-            _add_wait(stop)
+    _add_power(add)
     listing = add("list", "show all VMs", named=False)
     listing.add_argument("-q", "--quiet", action="store_true", help="print names only")
     add("info", "show one VM")
@@ -208,9 +196,30 @@ def build_parser() -> Parser:
     delete.add_argument("--force", action="store_true", help="end it first, if it runs")
     vm_access.add_parsers(add)
     vm_keeping.add_parsers(add)
+    vm_several.add_parsers(add)
     add("qemu-command", "print the command line that starts it")
     add("libvirt-xml", "print it as a libvirt domain")
     return parser
+
+
+def _add_power(add: Callable[..., Parser]) -> None:
+    start = add("start", "start a VM", named=False)
+    _add_wait(start)
+    vm_several.add_names(start, "--autostart", "all that start with the host, and do not run")
+    for name, text in (("stop", "switch a VM off"), ("restart", "switch it off, and start it")):
+        stop = add(name, text, named=name == "restart")
+        stop.add_argument("--force", action="store_true", help="as if the plug were pulled")
+        stop.add_argument(
+            "--timeout",
+            metavar="SECONDS",
+            type=parse_seconds,
+            default=90.0,
+            help="how long the guest has to switch itself off (default: %(default)g)",
+        )
+        if name == "restart":
+            _add_wait(stop)
+        else:
+            vm_several.add_names(stop, "--all", "all that run, at the same time")
 
 
 def _add_create(parser: argparse.ArgumentParser) -> None:

@@ -20,6 +20,9 @@ from drivebay.vm.store import Vm, Vms
 __all__ = ["as_json", "info", "libvirt_xml", "pending", "qemu_command", "show_all"]
 
 
+_NO_RESTART = ("autostart", "lab")  # nothing that a machine sees
+
+
 def show_all(found: argparse.Namespace) -> int:
     """List all VMs; one whose vm.toml is wrong is listed with what is wrong."""
     vms = Vms()
@@ -50,10 +53,12 @@ def show_all(found: argparse.Namespace) -> int:
                 ", ".join(disk["name"] for disk in entry.get("disks", ())),
                 ", ".join(forward for net in entry.get("nets", ()) for forward in net["forward"]),
                 entry.get("lab") or "-",
+                "yes" if entry.get("autostart") else "-",
             )
             for entry in shown
         ]
-        print_table(("name", "state", "cpus", "memory", "image", "disks", "ports", "lab"), rows)
+        header = ("name", "state", "cpus", "memory", "image", "disks", "ports", "lab", "autostart")
+        print_table(header, rows)
     return DONE
 
 
@@ -83,6 +88,7 @@ def info(found: argparse.Namespace) -> int:
     for share in spec.shares:
         only = ", read-only" if share.read_only else ""
         print(f"share      {share.tag}: {share.directory}{only}")
+    print(f"autostart  {'with the host' if spec.autostart else 'no'}")
     for address in shown["addresses"]:
         print(f"address    {address}, as its guest agent says")
     print(f"folder     {vm.folder}")
@@ -113,6 +119,7 @@ def _known(vm: Vm) -> dict[str, Any]:
         "memory": spec.memory,
         "image": spec.image,
         "lab": spec.lab,
+        "autostart": spec.autostart,
         "disks": [
             {
                 "name": disk.name,
@@ -166,7 +173,8 @@ def pending(vm: Vm, found: run.Running) -> list[str]:
     return [
         _change(field.name, before, vm.spec)
         for field in fields(VmSpec)
-        if getattr(before, field.name) != getattr(vm.spec, field.name)
+        if field.name not in _NO_RESTART
+        and getattr(before, field.name) != getattr(vm.spec, field.name)
     ]
 
 

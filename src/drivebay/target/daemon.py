@@ -41,6 +41,7 @@ __all__ = [
 _START_LIMIT_S = 60.0
 _STOP_LIMIT_S = 60.0
 _LOOK_EVERY_S = 0.01
+_ROOTS_SESSION = "/run/user/0"
 _ERROR_MARK = "drivebay: error: "
 _HINT_MARK = "hint: "
 
@@ -67,9 +68,11 @@ class ProcessTimes:
 def state_folder() -> Path:
     """Return where the record, the log and, by default, the sockets of this user's target lie."""
     runtime = os.environ.get("XDG_RUNTIME_DIR")
-    if runtime and Path(runtime).is_absolute():
+    root = os.geteuid() == 0
+    # Root's session has a folder of its own, which goes when root logs out.
+    if runtime and Path(runtime).is_absolute() and not (root and runtime == _ROOTS_SESSION):
         return Path(runtime) / "drivebay"
-    if os.geteuid() == 0:
+    if root:
         return Path("/run/drivebay")
     return Path(f"/tmp/drivebay-{os.geteuid()}")
 

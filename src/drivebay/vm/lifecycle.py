@@ -93,7 +93,7 @@ def stop(
     Returns: how it ended, 'off' or 'by force'; None when it was not running.
     Raises: HostError, StateError when QEMU cannot be ended.
     """
-    vm = vms.load(name)
+    vm = run.load_running(vms, name)
     with vms.locked(name):
         found = run.running(vm)
         if found is None:

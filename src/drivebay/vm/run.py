@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from drivebay.errors import HostError, InUse, PeerError, StateError
+from drivebay.errors import HostError, InUse, PeerError, StateError, UsageError
 from drivebay.target.daemon import start_ticks
 from drivebay.vm.command import command_line
 from drivebay.vm.hardware import Hardware, Listener, check_socket_path
@@ -36,13 +36,14 @@ from drivebay.vm.qemu import Qemu
 from drivebay.vm.qmp import Qmp
 from drivebay.vm.spec import DiskSpec
 from drivebay.vm.spec_file import read_spec, write_spec
-from drivebay.vm.store import Vm, write_private
+from drivebay.vm.store import RUNNING_FILE, Vm, Vms, write_private
 
 __all__ = [
     "Descriptors",
     "Running",
     "end_by_force",
     "launch",
+    "load_running",
     "monitor",
     "note_disk",
     "press_power_button",
@@ -80,6 +81,25 @@ def running(vm: Vm) -> Running | None:
         return found if record["start_ticks"] is not None and found.alive() else None
     except (OSError, ValueError, TypeError):
         return None  # never started, or a record that nobody can use
+
+
+def load_running(vms: Vms, name: str) -> Vm:
+    """A VM as its vm.toml says; as it was started, when a person has broken that file since.
+
+    Raises: as `Vms.load`.
+    """
+    try:
+        return vms.load(name)
+    except UsageError:
+        folder = vms.folder / name
+        try:
+            text = json.loads((folder / RUNNING_FILE).read_text(encoding="utf-8"))["text"]
+            started = Vm(folder, read_spec(name, text), text)
+        except (OSError, ValueError, TypeError, KeyError, UsageError):
+            started = None
+        if started is None or running(started) is None:
+            raise
+        return started
 
 
 def monitor(vm: Vm, timeout_s: float = ANSWER_SECONDS) -> Qmp:

@@ -23,8 +23,9 @@ from drivebay.errors import AlreadyExists, DrivebayError, HostError, InUse, NotF
 from drivebay.vm.spec import VmSpec, check_vm_name
 from drivebay.vm.spec_file import read_spec, write_spec
 
-__all__ = ["Vm", "Vms", "write_private"]
+__all__ = ["RUNNING_FILE", "Vm", "Vms", "write_private"]
 
+RUNNING_FILE: Final = "running.json"
 _SPEC: Final = "vm.toml"
 _NEW: Final = ".new-"
 
@@ -75,7 +76,7 @@ class Vm:
 
     @property
     def running_file(self) -> Path:
-        return self.folder / "running.json"
+        return self.folder / RUNNING_FILE
 
     @property
     def snapshots(self) -> Path:
