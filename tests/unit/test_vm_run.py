@@ -23,7 +23,7 @@ from drivebay.target.daemon import start_ticks
 from drivebay.vm import run
 from drivebay.vm.hardware import Hardware, Listener, Memory
 from drivebay.vm.kvm import Accelerator
-from drivebay.vm.processes import Identity
+from drivebay.vm.processes import GATE, Identity
 from drivebay.vm.qemu import Qemu
 from drivebay.vm.spec import DiskSpec
 from drivebay.vm.spec_file import read_spec
@@ -208,7 +208,8 @@ def test_one_that_answers_is_written_down(vm: Vm, monitor: FakeMonitor) -> None:
         assert found.qemu == str(vm.folder / "qemu")
         assert stat.S_IMODE(vm.running_file.stat().st_mode) == 0o600
         assert (vm.folder / "qemu.log.1").read_text() == "before"
-        assert vm.qemu_log.read_text() == "hello\n"
+        while vm.qemu_log.read_text() != "hello\n":
+            assert found.alive()
         assert stat.S_IMODE(vm.qemu_log.stat().st_mode) == 0o600
         assert "query-status" in monitor.commands()
         with pytest.raises(InUse, match="VM 'web' runs already"):
@@ -216,6 +217,29 @@ def test_one_that_answers_is_written_down(vm: Vm, monitor: FakeMonitor) -> None:
     finally:
         run.end_by_force(vm, found)
     assert run.running(vm) is None
+
+
+def test_one_that_still_starts_is_written_down_already(
+    vm: Vm, monitor: FakeMonitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If the tool is killed now, the next one finds it."""
+    seen = []
+    monkeypatch.setattr(run, "_wait_for_monitor", lambda vm, child: seen.append(run.running(vm)))
+    found = launch(vm, "exec sleep 600")
+    run.end_by_force(vm, found)
+    assert seen == [found]
+
+
+def test_one_that_was_not_written_down_never_begins(vm: Vm) -> None:
+    """As when the tool is killed before: its end of the pipe is closed, and nothing is read."""
+    (vm.folder / ".running.json.new").mkdir()
+    with pytest.raises(HostError):
+        launch(vm, f"touch {vm.folder}/begun")
+    line = ["sh", "-c", GATE, "sh", "touch", str(vm.folder / "begun")]
+    assert subprocess.run(line, stdin=subprocess.DEVNULL, check=False).returncode != 0
+    assert not (vm.folder / "begun").exists()
+    assert subprocess.run(line, input=b"go\n", check=False).returncode == 0
+    assert (vm.folder / "begun").exists()
 
 
 @pytest.mark.parametrize(
@@ -258,7 +282,7 @@ def test_one_that_cannot_be_written_down_is_ended(vm: Vm, monitor: FakeMonitor) 
 
 def test_a_host_that_cannot_start_anything(vm: Vm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(HostError, match=r"can't start QEMU of VM 'web' \('setpriv'\): No such"):
+    with pytest.raises(HostError, match=r"can't start QEMU of VM 'web' \('sh'\): No such"):
         launch(vm, "exit 1")
 
 

@@ -6,16 +6,19 @@ end the parts in order.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Child", "Identity", "start", "unprivileged"]
+__all__ = ["GATE", "Child", "Identity", "start", "unprivileged"]
 
 STOP_SECONDS = 10.0
+# A shell that becomes the program as soon as it is told to, and ends when nobody can tell it.
+GATE = 'read -r go && exec "$@" </dev/null'
 LOG_TAIL_BYTES = 2000
 
 
@@ -83,10 +86,12 @@ def start(
     pass_fds: Sequence[int] = (),
     identity: Identity | None = None,
     outlives_us: bool = False,
+    noted: Callable[[int], object] | None = None,
 ) -> Child:
     """Start ``command``; with an identity it has that user, no capabilities and no way back.
 
-    Unless it ``outlives_us`` the kernel ends it with the thread that started it.
+    Unless it ``outlives_us`` the kernel ends it with the thread that started it. ``noted`` gets
+    its process id and writes it down: should we be killed before, the program never begins.
     """
     drop = [] if outlives_us else ["--pdeathsig=TERM"]
     if identity is not None:
@@ -94,13 +99,33 @@ def start(
         drop += [f"--reuid={identity.uid}", f"--regid={identity.gid}"]
         drop += [f"--groups={groups}"] if groups else ["--clear-groups"]
         drop += ["--bounding-set=-all", "--inh-caps=-all"]
+    gate = [] if noted is None else ["sh", "-c", GATE, "sh"]
     with log.open("ab") as output:
         process = subprocess.Popen(
-            ["setpriv", *drop, "--no-new-privs", "--", *command],
-            stdin=subprocess.DEVNULL,
+            [*gate, "setpriv", *drop, "--no-new-privs", "--", *command],
+            stdin=subprocess.DEVNULL if noted is None else subprocess.PIPE,
             stdout=output,
             stderr=subprocess.STDOUT,
             pass_fds=pass_fds,
             start_new_session=True,
         )
+    if noted is not None:
+        _note_and_open(process, noted)
     return Child(name, process, log)
+
+
+def _note_and_open(process: subprocess.Popen[bytes], noted: Callable[[int], object]) -> None:
+    """Let the program begin once it is written down; without us its input just ends."""
+    assert process.stdin is not None
+    try:
+        noted(process.pid)
+        with contextlib.suppress(BrokenPipeError):  # it is gone already, and its log says why
+            process.stdin.write(b"go\n")
+            process.stdin.flush()
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    finally:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()

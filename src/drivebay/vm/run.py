@@ -214,29 +214,31 @@ def launch(
     if running(vm) is not None:
         raise InUse(f"VM '{vm.name}' runs already", hint=f"drivebay vm info {vm.name}")
     line = command_line(qemu, accelerator, hardware)
+
+    noted: list[Running] = []
+
+    def note(pid: int) -> None:
+        """Before it begins: a QEMU that nobody knows of would keep its disks for ever."""
+        found = Running(pid, start_ticks(pid) or 0, accelerator.name, str(qemu.path), vm.text)
+        noted.append(found)
+        _write_record(vm, found)
+
     try:
         vm.running_file.unlink(missing_ok=True)
         turn_over(vm.qemu_log)
         child = start("qemu", line, vm.qemu_log, pass_fds=inherited, identity=identity,
-                      outlives_us=True)  # fmt: skip
-    except OSError as error:  # also when there is no setpriv
+                      outlives_us=True, noted=note)  # fmt: skip
+    except OSError as error:  # also when there is no shell
         what = f"can't start QEMU of VM '{vm.name}' ('{error.filename}')"
         raise HostError(what, error.errno or errno.EIO) from error
     try:
         _wait_for_monitor(vm, child)
-        found = Running(
-            child.process.pid,
-            start_ticks(child.process.pid) or 0,
-            accelerator.name,
-            str(qemu.path),
-            vm.text,
-        )
-        _write_record(vm, found)
         child.let_go()
     except BaseException:
         child.stop()
+        vm.running_file.unlink(missing_ok=True)
         raise
-    return found
+    return noted[0]
 
 
 def _wait_for_monitor(vm: Vm, child: Child) -> None:
