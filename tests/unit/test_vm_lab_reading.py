@@ -9,9 +9,10 @@ import pytest
 from drivebay.errors import HostError, UsageError
 from drivebay.vm.lab.model import Lab, LabMistake
 from drivebay.vm.lab.reading import lab_name_of, read_lab
-from drivebay.vm.spec import Boot
+from drivebay.vm.spec import Boot, ShareSpec
 
 GIB = 1 << 30
+EXAMPLES = Path(__file__).resolve().parent.parent.parent / "examples"
 
 FOUR = """\
 [pool.big]
@@ -103,6 +104,8 @@ def test_every_key_of_a_vm(tmp_path: Path) -> None:
         append = "console=ttyS0"
         qemu = "bin/qemu"
         qemu_args = ["-device", "x"]
+        shares = [".:here,ro", "/tmp"]
+        autostart = true
         user = "joe"
         ssh_keys = ["key.pub"]
         packages = ["nginx"]
@@ -114,6 +117,8 @@ def test_every_key_of_a_vm(tmp_path: Path) -> None:
     (vm,) = lab.vms
     assert vm.boot == Boot(str(tmp_path / "vmlinuz"), "/initrd", "console=ttyS0")
     assert (vm.qemu, vm.qemu_args) == (str(tmp_path / "bin/qemu"), ("-device", "x"))
+    assert vm.shares == (ShareSpec(str(tmp_path), "here", True), ShareSpec("/tmp", "tmp"))
+    assert vm.autostart is True
     assert (vm.user, vm.ssh_keys, vm.packages) == ("joe", (key,), ("nginx",))
     assert (vm.user_data, vm.size, vm.pool) == (tmp_path / "ud.yaml", 5 * GIB, "p")
     assert (vm.bus, vm.firmware) == ("scsi", "uefi")
@@ -217,6 +222,8 @@ def test_a_disk_that_all_share_and_a_disk_in_parts(tmp_path: Path) -> None:
         ("}]", '}, "lan"]', 16, "a VM has one network interface", ""),
         ("net = ", 'address = "10.0.2.0/24", net = ', 16, "is the network itself", ""),
         ("cpus = 1", 'user = "a b"', 14, "not a user's name", ""),
+        ("cpus = 1", 'shares = ["none"]', 14, "is not there", "mkdir"),
+        ("cpus = 1", 'shares = [".:a", ".:a"]', 10, "two shares of one tag", ""),
         ("cpus = 1", 'initrd = "i"', 14, "'initrd' needs a 'kernel'", ""),
         ("cpus = 1", 'ssh_keys = ["none.pub"]', 14, "can't read the public key", ""),
     ],
@@ -285,3 +292,14 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         file.truncate((1 << 20) + 1)
     with pytest.raises(UsageError, match="too long"):
         read_lab(tmp_path / "b.toml")
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.toml")), ids=lambda path: path.name)
+def test_each_example_can_be_read(path: Path) -> None:
+    assert read_lab(path).vms
+
+
+def test_the_manuals_file_can_be_read(tmp_path: Path) -> None:
+    manual = (EXAMPLES.parent / "docs" / "labs.md").read_text(encoding="utf-8")
+    text = manual.partition("## The file\n\n```toml\n")[2].partition("```")[0]
+    assert len(read(tmp_path, text).vms) == 4

@@ -9,7 +9,7 @@ import pytest
 
 from drivebay.errors import AlreadyExists, DrivebayError, InUse, NotFound, StateError, UsageError
 from drivebay.vm.lab.record import Labs
-from drivebay.vm.spec import DiskSpec
+from drivebay.vm.spec import DiskSpec, ShareSpec
 from tests.unit.vm_lab_world import LAB, MIB, SMALL, Killed, LabWorld, LastStep
 from tests.unit.vm_world import World
 
@@ -350,6 +350,17 @@ def test_what_the_file_does_not_say_stays_as_a_person_set_it(lab: LabWorld) -> N
     ]  # fmt: skip
     spec = lab.spec("four-web-1")
     assert (spec.cpus, spec.memory, spec.disk("mine")) == (7, 64 * MIB, mine)
+
+
+def test_folders_and_the_start_with_the_host_follow_the_file(lab: LabWorld) -> None:
+    lab.up()
+    text = LAB + 'autostart = true\nshares = [".:here"]\n'
+    assert lab.up(text) == ["change vm.toml of VM 'four-other'"]
+    spec = lab.spec("four-other")
+    assert (spec.autostart, spec.shares) == (True, (ShareSpec(str(lab.folder), "here"),))
+    assert lab.up() == []
+    assert lab.up(LAB + "autostart = false\nshares = []\n") != []
+    assert lab.spec("four-other").shares == ()
 
 
 @pytest.mark.parametrize(

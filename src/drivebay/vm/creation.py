@@ -94,6 +94,7 @@ class Wish:
     firmware: str = "bios"
     boot: Boot | None = None
     qemu_args: Sequence[str] = ()
+    autostart: bool = False
     lab: str | None = None
     shares: Sequence[ShareSpec] = ()
     cloud_init: CloudInit | None = None  # its instance_id is chosen here
@@ -126,6 +127,7 @@ def plan_creation(
         firmware=wish.firmware,
         bus=wish.bus,
         image=None if wish.image is None else wish.image.name,
+        autostart=wish.autostart,
         lab=wish.lab,
         qemu=named_qemu,
         qemu_args=tuple(wish.qemu_args),

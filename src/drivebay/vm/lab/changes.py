@@ -105,6 +105,8 @@ def _wanted(up: Up, vm: LabVm, spec: VmSpec) -> VmSpec:
         boot=spec.boot if vm.boot is None else vm.boot,
         qemu=spec.qemu if vm.qemu is None else vm.qemu,
         qemu_args=spec.qemu_args if vm.qemu_args is None else vm.qemu_args,
+        shares=spec.shares if vm.shares is None else vm.shares,
+        autostart=spec.autostart if vm.autostart is None else vm.autostart,
     )
     if vm.nets is not None:
         spec = replace(spec, nets=_nets(up, vm, spec))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from drivebay.errors import UsageError
 from drivebay.vm.lab.lines import Place
-from drivebay.vm.spec import DHCP, Boot, Forward
+from drivebay.vm.spec import DHCP, Boot, Forward, ShareSpec
 
 __all__ = ["Lab", "LabDisk", "LabMistake", "LabNet", "LabPool", "LabVm", "Source", "VmDisk"]
 
@@ -111,6 +111,8 @@ class LabVm:
     boot: Boot | None = None
     qemu: str | None = None
     qemu_args: tuple[str, ...] | None = None
+    shares: tuple[ShareSpec, ...] | None = None
+    autostart: bool | None = None
     user: str | None = None
     ssh_keys: tuple[str, ...] | None = None  # the keys themselves
     packages: tuple[str, ...] | None = None

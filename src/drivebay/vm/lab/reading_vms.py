@@ -27,6 +27,7 @@ from drivebay.vm.lab.words import (
 )
 from drivebay.vm.public_key import read_public_key
 from drivebay.vm.seed import check_cloud_init, check_net
+from drivebay.vm.shares import read_share
 from drivebay.vm.spec import (
     BUSES,
     DHCP,
@@ -36,6 +37,7 @@ from drivebay.vm.spec import (
     DiskSpec,
     Forward,
     NetSpec,
+    ShareSpec,
     VmSpec,
     check_vm_name,
     read_forward,
@@ -130,6 +132,8 @@ class _Reader:
             boot=self._boot(),
             qemu=self._qemu(),
             qemu_args=self._texts("qemu_args"),
+            shares=self._shares(),
+            autostart=take("autostart", bool),
             user=take("user", str),
             ssh_keys=self._keys(),
             packages=self._texts("packages"),
@@ -169,6 +173,16 @@ class _Reader:
                 None
                 if names is None
                 else tuple(read_public_key(self._path(name)) for name in names)
+            )
+
+    def _shares(self) -> tuple[ShareSpec, ...] | None:
+        """As --share has them: DIRECTORY[:TAG][,ro]."""
+        texts = self._texts("shares")
+        with keyed("shares"):
+            return (
+                None
+                if texts is None
+                else tuple(read_share(str(self._path(text))) for text in texts)
             )
 
     def _path(self, name: str) -> Path:
@@ -275,6 +289,7 @@ class _Reader:
             MEMORY if vm.memory is None else vm.memory,
             CPUS if vm.cpus is None else vm.cpus,
             vm.firmware or "bios",
+            shares=vm.shares or (),
         )
         self._check_readable(spec)
         names = [*(["system"] if vm.has_system_disk else ()), *(disk.name for disk in vm.disks)]

@@ -83,7 +83,7 @@ def _check(up: Up, vm: LabVm) -> None:
     qemu = find_qemu(vm.qemu)
     nets = () if vm.nets == () else (NetSpec("user", "52:54:00:00:00:01"),)
     spec = VmSpec(full, "-", qemu.machine, MEMORY, CPUS, bus=vm.bus or "virtio",
-                  disks=tuple(disks), nets=nets)  # fmt: skip
+                  disks=tuple(disks), nets=nets, shares=vm.shares or ())  # fmt: skip
     check_able(Vm(Path(), spec, ""), qemu)
     if vm.firmware == "uefi":
         find_uefi()
@@ -179,6 +179,8 @@ def _wish(up: Up, vm: LabVm, image: Image | None) -> Wish:
         firmware=vm.firmware or "bios",
         boot=vm.boot,
         qemu_args=vm.qemu_args or (),
+        shares=vm.shares or (),
+        autostart=vm.autostart or False,
         lab=up.site.name,
         cloud_init=_cloud_init(vm, None if image is None else image.facts.cloud_init),
         user_data=vm.user_data,
