@@ -291,7 +291,11 @@ def test_a_target_that_has_lost_its_configuration_gets_files_again(
 
     monkeypatch.setattr(target, "bdev_aio_create", create_and_examine)
     done = lab.up()
-    assert done[0] == f"open pool 'four-big' on '{lab.folder / 'big.img'}' again"
+    assert done == [
+        f"open pool 'four-big' on '{lab.folder / 'big.img'}' again",
+        f"open '{lab.folder / 'own.img'}' as the disk 'four-own' again",
+        "split disk 'four-own' into 2 parts",
+    ]
     target.bases["image-tiny"] = target.bases["four-own"]
     assert lab.picture() == whole
     target.bases.clear()

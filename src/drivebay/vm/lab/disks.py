@@ -75,10 +75,16 @@ def plan_disk(up: Up, disk: LabDisk) -> None:
             _compare(up, disk, there, thing)
         elif disk.file is not None and thing is not None and thing.finished:
             _plan_opening(up, disk, thing)
+        elif thing is not None and thing.finished and not _has_pool(up, disk):
+            return  # it comes back with its pool, of which the target has lost its configuration
         else:
             if thing is None:
                 _check(up, disk)
             up.add(_words(up, disk), lambda: _make(up, disk))
+
+
+def _has_pool(up: Up, disk: LabDisk) -> bool:
+    return any(pool.name == up.pool_name(disk.pool) for pool in up.inventory.pools)
 
 
 def _words(up: Up, disk: LabDisk) -> str:

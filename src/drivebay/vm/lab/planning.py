@@ -201,13 +201,13 @@ def _list(names: Sequence[str]) -> str:
 def _raise_first(outcomes: Iterable[Outcome[Any]]) -> None:
     """Wait for all, so that one that fails keeps no other from its turn."""
     failed = [(each.name, each.error) for each in outcomes if each.error is not None]
-    if failed:
-        name, error = failed[0]
-        others = ", ".join(name for name, _ in failed[1:])
-        raise StateError(
-            f"VM '{name}': {error}" + (f" (nor did these start or stop: {others})" * bool(others)),
-            hint=error.hint,
-        ) from error
+    if not failed:
+        return
+    name, error = failed[0]
+    told = f"VM '{name}': {error}"
+    if len(failed) > 1:
+        told += f"; and so it is with {', '.join(name for name, _ in failed[1:])}"
+    raise StateError(told, hint=error.hint) from error
 
 
 def lab_vms(lab: str, record: Record, vms: Vms) -> list[str]:

@@ -6,6 +6,7 @@ Context: a short-lived process that holds the lab's lock.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from drivebay.disks.connection import call
@@ -87,12 +88,13 @@ def _plan_making(site: Site, plan: Plan, pool: LabPool) -> str | None:
 
 def _make(up: Up, pool: LabPool) -> None:
     site = up.site
+    full = site.full(pool.name)
     begun = site.record.find("pool", pool.name)
     plan = Plan()
     thing = Thing("pool", pool.name)
-    if begun is not None and _is_open(site, site.full(pool.name)):
+    if begun is not None and _is_open(site, full):
         thing = begun
-        _plan_rest(site, plan, site.full(pool.name))
+        _plan_rest(site, plan, full)
     else:
         if begun is not None:
             begun.remove_unwritten_file()
@@ -101,6 +103,8 @@ def _make(up: Up, pool: LabPool) -> None:
             thing = Thing("pool", pool.name, file=str(pool.file), made_file=made)
         _plan_making(site, plan, pool)
     site.make(thing, plan)
+    place = next(each.place for each in site.inventory().pools if each.name == full)
+    site.record.finish(replace(thing, file=place or ""))  # of a device: its partition
 
 
 def _is_open(site: Site, full: str) -> bool:
