@@ -73,6 +73,12 @@ def test_files_and_programs_go_in_and_out(debian: VmBay) -> None:
     assert debian.program("vm", "cp", str(file), "web:/tmp/there").returncode == 0
     assert debian.program("vm", "cp", "web:/tmp/there", f"{file}.back").returncode == 0
     assert file.read_bytes() == Path(f"{file}.back").read_bytes()
+    assert debian.program("vm", "cp", "--agent", str(file), "web:/var/tmp").returncode == 0
+    assert debian.ssh("web", "sudo cmp /var/tmp/file /tmp/there; stat -c %U /var/tmp/file") == (
+        "root\n"
+    )
+    assert debian.program("vm", "cp", "--agent", "web:/etc/shadow", f"{file}.out").returncode == 0
+    assert b"root:" in Path(f"{file}.out").read_bytes()
     done = debian.program("vm", "exec", "web", "--", "sh", "-c", "id -un; echo no >&2; exit 7")
     assert (done.returncode, done.stdout, done.stderr) == (7, "root\n", "no\n")
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from drivebay.vm.spec import VmSpec
     from drivebay.vm.store import Vm
 
-__all__ = ["add_parsers", "run", "split_words", "wait_until_ready"]
+__all__ = ["add_parsers", "as_started", "run", "run_ssh", "split_words", "wait_until_ready"]
 
 EXEC_SECONDS: Final = 600.0
 WAIT_SECONDS: Final = 300.0
@@ -57,6 +57,7 @@ def add_parsers(add: Adder) -> None:
     copy = add("cp", "copy files to and from a VM: cp FILE… NAME:PATH", named=False)
     copy.add_argument("sources", metavar="FROM", nargs="+", help="FILE here, or NAME:PATH")
     copy.add_argument("target", metavar="TO", help="FILE here, or NAME:PATH")
+    copy.add_argument("--agent", action="store_true", help="by the guest agent, not by ssh")
     _login(copy)
     log = add("log", "print what a VM has said on its console")
     log.add_argument("-f", "--follow", action="store_true", help="go on as it says more")
@@ -161,26 +162,14 @@ def _ssh(found: argparse.Namespace) -> int:
     from drivebay.vm.ssh import ssh_command
 
     vm = _load(found.name)
-    spec = _as_started(vm)
-    return _run_ssh(spec, ssh_command(spec, vm.keys, found.words, found.login))
+    spec = as_started(vm)
+    return run_ssh(spec, ssh_command(spec, vm.keys, found.words, found.login))
 
 
 def _cp(found: argparse.Namespace) -> int:
-    from drivebay.vm.ssh import scp_command
-    from drivebay.vm.store import Vms
+    from drivebay.cli.vm_cp import copy
 
-    paths = [*found.sources, found.target]
-    present = set(Vms().names())
-    named = [path.partition(":")[0] for path in paths if ":" in path]
-    names = [name for name in named if name in present]
-    if not names:
-        raise UsageError(
-            f"none of these is a path in a VM: {', '.join(paths)[:200]}",
-            hint="write NAME:PATH; drivebay vm list has the names",
-        )
-    vm = _load(names[0])
-    spec = _as_started(vm)
-    return _run_ssh(spec, scp_command(spec, vm.keys, found.sources, found.target, found.login))
+    return copy(found)
 
 
 def _ssh_config(found: argparse.Namespace) -> int:
@@ -191,13 +180,14 @@ def _ssh_config(found: argparse.Namespace) -> int:
     return DONE
 
 
-def _as_started(vm: Vm) -> VmSpec:
+def as_started(vm: Vm) -> VmSpec:
+    """What a VM is as it runs. Raises: StateError."""
     from drivebay.vm.waiting import running_or_refuse, started_spec
 
     return started_spec(vm, running_or_refuse(vm))
 
 
-def _run_ssh(spec: VmSpec, command: list[str]) -> int:
+def run_ssh(spec: VmSpec, command: list[str]) -> int:
     """Run ssh or scp; if it could not connect, say what the guest lacks."""
     from drivebay.vm.ssh import read_banner
 

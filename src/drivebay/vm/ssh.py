@@ -33,6 +33,7 @@ __all__ = [
     "make_keys",
     "read_banner",
     "read_keys",
+    "remote_paths",
     "scp_command",
     "ssh_command",
     "ssh_config",
@@ -167,6 +168,20 @@ def scp_command(
 ) -> list[str]:
     """The command line of scp; ``NAME:PATH`` is a path in the guest, all else is one here.
 
+    Raises: as `remote_paths`; StateError when ssh can't reach the guest.
+    """
+    places = remote_paths(spec, sources, target)
+    host = endpoint(spec)[0]
+    words = [
+        _here(path) if place is None else f"{host}:{place}"
+        for path, place in zip((*sources, target), places, strict=True)
+    ]
+    return ["scp", "-r", *_as_arguments(_options(spec, keys, user)), "--", *words]
+
+
+def remote_paths(spec: VmSpec, sources: Sequence[str], target: str) -> list[str | None]:
+    """Of each source, and of the target last, the path in the guest; None for one of this host.
+
     Raises: UsageError when nothing is in the guest, or a path in another one.
     """
     places = [_place(spec, path) for path in (*sources, target)]
@@ -176,12 +191,7 @@ def scp_command(
             "one side of a copy is in the guest, and the other one here",
             hint=f"drivebay vm cp FILE {spec.name}:PATH, or drivebay vm cp {spec.name}:PATH FILE",
         )
-    host = endpoint(spec)[0]
-    words = [
-        _here(path) if place is None else f"{host}:{place}"
-        for path, place in zip((*sources, target), places, strict=True)
-    ]
-    return ["scp", "-r", *_as_arguments(_options(spec, keys, user)), "--", *words]
+    return places
 
 
 def _place(spec: VmSpec, path: str) -> str | None:
