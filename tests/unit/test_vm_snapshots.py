@@ -1,6 +1,4 @@
-"""vm/snapshots.py: what a snapshot of a VM keeps, the way back, and each step of it failing. The
-target is a model, so that each call can fail; data is looked at end to end.
-"""
+"""vm/snapshots.py: what a snapshot of a VM keeps, the way back, and each step of it failing."""
 
 from __future__ import annotations
 
@@ -75,7 +73,7 @@ def state(world: World) -> tuple[object, ...]:
         for path in sorted(vm.folder.rglob("*"))
         if path.is_file()
     }
-    volumes = {key: (one.uuid, one.parent, one.clusters) for key, one in
+    volumes = {key: (one.uuid, one.parent, one.clusters, one.data) for key, one in
                world.target.volumes.items()}  # fmt: skip
     shown = sorted((entry["ctrlr"], entry["backend_specific"]["block"]["bdev"]) for entry in
                    world.target.controllers)  # fmt: skip
@@ -163,13 +161,16 @@ def test_a_snapshot_that_fails_leaves_none(world: World, vm: Vm, successes: int)
     assert all_of(vm) == []
 
 
+@pytest.mark.parametrize("which", ["vm.toml", "snapshot.toml"])
 def test_a_folder_that_cannot_be_written_leaves_no_snapshot(
-    world: World, vm: Vm, monkeypatch: pytest.MonkeyPatch
+    world: World, vm: Vm, which: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = state(world)
 
     def full(path: Path, data: bytes) -> None:
-        raise HostError(f"can't write '{path}'", 28)
+        if path.name == which:
+            raise HostError(f"can't write '{path}'", 28)
+        write_private(path, data)
 
     monkeypatch.setattr("drivebay.vm.snapshots.write_private", full)
     with pytest.raises(HostError, match="No space left"):
@@ -247,6 +248,8 @@ def changed(world: World, vm: Vm) -> None:
     """After the snapshot: a disk came and one left, one grew, settings and variables changed."""
     take(world, vm)
     world.volume("web-later")
+    for name in ("web-system", "web-data"):
+        world.target.volumes["p", name].data = {0: 7}
     world.target.bdev_lvol_resize("p/web-system", 128)
     disks = (SYSTEM, LATER)
     world.vms.save(vm, replace(vm.spec, memory=1024 * MIB, disks=disks))

@@ -10,10 +10,13 @@ from typing import Self
 
 import pytest
 
-from drivebay.vm.stillness import held_still
+from drivebay.disks.connection import RpcRefused, call
+from drivebay.disks.inventory import Disk
+from drivebay.rpc.client import Client
+from drivebay.vm.stillness import held_still, take_snapshots
 from drivebay.vm.store import Vm
 from tests.fakes.qemu_agent import FakeAgent, says
-from tests.unit.vm_world import bare
+from tests.unit.vm_world import World, bare
 
 
 @pytest.fixture
@@ -108,3 +111,43 @@ def test_a_vm_that_was_paused_stays_paused(vm: Vm, monitor: Monitor) -> None:
     with held_still(vm):
         pass
     assert monitor.asked == ["query-chardev", "query-status", "hung up"]
+
+
+# ---- all or none --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wanted(world: World) -> list[tuple[Disk, str]]:
+    """Snapshots of two volumes."""
+    world.pool()
+    for name in ("a", "b"):
+        world.volume(name)
+    inventory = world.inventory()
+    return [(inventory.disk(f"p/{name}"), f"{name}@now") for name in ("a", "b")]
+
+
+def test_a_name_that_somebody_else_takes_meanwhile_stays_theirs(
+    world: World, vm: Vm, wanted: list[tuple[Disk, str]]
+) -> None:
+    world.target.bdev_lvol_snapshot("p/b", "b@now")
+    with pytest.raises(RpcRefused, match="File exists"):
+        take_snapshots(world.client, vm, False, wanted)
+    assert world.volumes() == ["p/a", "p/b", "p/b@now"]
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_ctrl_c_while_one_is_taken_leaves_none(
+    world: World, vm: Vm, wanted: list[tuple[Disk, str]], made: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def interrupted(client: Client, method: str, params: dict[str, str]) -> object:
+        if params.get("snapshot_name") != "b@now":
+            return call(client, method, params)
+        if made:
+            call(client, method, params)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("drivebay.vm.stillness.call", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        take_snapshots(world.client, vm, False, wanted)
+    assert world.volumes() == ["p/a", "p/b"]
