@@ -7,7 +7,10 @@ Run by meson when it configures; see src/drivebay/meson.build for the reason.
 import sys
 from pathlib import Path
 
-SUFFIXES = {".py", ".pyi", ".pyx", ".pxd", ".h", ".sh", ".toml", ".service", ".conf"}
+SUFFIXES = {
+    ".py", ".pyi", ".pyx", ".pxd", ".h", ".sh", ".toml", ".service", ".conf",
+    ".html", ".css", ".js",
+}  # fmt: skip
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import socket
 import threading
 from pathlib import Path
@@ -28,6 +29,7 @@ class FakeMonitor:
     def __init__(self, path: Path) -> None:
         self.heard: list[tuple[str, dict[str, Any]]] = []
         self.answers: dict[str, Any] = {"query-status": {"status": "running"}}
+        self.descriptors: list[int] = []  # that were handed over; closed at the end
         self.events: dict[str, list[dict[str, Any]]] = {}  # told after the answer to a command
         self._listening = socket.socket(socket.AF_UNIX)
         self._listening.bind(str(path))
@@ -42,6 +44,8 @@ class FakeMonitor:
         self._listening.shutdown(socket.SHUT_RDWR)
         self._thread.join(20)
         self._listening.close()
+        for descriptor in self.descriptors:
+            os.close(descriptor)
 
     def _serve(self) -> None:
         while True:
@@ -54,7 +58,13 @@ class FakeMonitor:
 
     def _talk(self, connection: socket.socket) -> None:
         connection.sendall(json.dumps(GREETING).encode() + b"\r\n")
-        while command := connection.recv(65536):  # it comes in one piece, and without a newline
+        while True:  # a command comes in one piece and without a newline, a descriptor with a blank
+            command, descriptors, _, _ = socket.recv_fds(connection, 65536, 4)
+            self.descriptors += descriptors
+            if not command:
+                return
+            if command.isspace():
+                continue
             told = json.loads(command)
             name, arguments = told["execute"], told.get("arguments", {})
             self.heard.append((name, arguments))

@@ -10,7 +10,7 @@ import argparse
 import importlib
 from typing import TYPE_CHECKING
 
-from drivebay.cli import vm_access, vm_keeping, vm_several
+from drivebay.cli import vm_access, vm_keeping, vm_screen, vm_several
 from drivebay.cli.arguments import (
     Parser,
     add_json_option,
@@ -55,6 +55,7 @@ _RUN = {
     "qemu-command": ("vm_show", "qemu_command"),
     "libvirt-xml": ("vm_show", "libvirt_xml"),
     **vm_keeping.RUN,
+    **vm_screen.RUN,
     **vm_several.RUN,
 }
 _BUSES = ("virtio", "scsi", "nvme", "sata")
@@ -195,6 +196,7 @@ def build_parser() -> Parser:
     delete.add_argument("--keep-disks", action="store_true", help="leave its disks in their pools")
     delete.add_argument("--force", action="store_true", help="end it first, if it runs")
     vm_access.add_parsers(add)
+    vm_screen.add_parsers(add)
     vm_keeping.add_parsers(add)
     vm_several.add_parsers(add)
     add("qemu-command", "print the command line that starts it")

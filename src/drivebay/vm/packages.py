@@ -73,6 +73,7 @@ PARTS: Final[dict[str, dict[str, str]]] = {
         "fedora": "grub2-tools grub2-efi-x64-modules",
         "openeuler": "grub2-tools grub2-efi-x64-modules",
     },
+    "novnc": {"debian": "novnc", "ubuntu": "novnc", "fedora": "novnc"},
     "mtools": dict.fromkeys(DISTRIBUTIONS, "mtools"),
     "dosfstools": dict.fromkeys(DISTRIBUTIONS, "dosfstools"),
     "e2fsprogs": dict.fromkeys(DISTRIBUTIONS, "e2fsprogs"),

@@ -89,6 +89,19 @@ class Qmp:
         told |= {name.replace("_", "-"): value for name, value in more.items()}
         return self._run(self._client.execute(command, told), f"'{command}'")
 
+    def hand_over(self, descriptor: int, command: str, **more: Any) -> Any:
+        """Run a command that takes an open descriptor: 'getfd', 'add-fd'. It stays open here.
+
+        Raises: as `call`.
+        """
+
+        async def both() -> Any:
+            self._client.send_fd_scm(descriptor)
+            told = {name.replace("_", "-"): value for name, value in more.items()}
+            return await self._client.execute(command, told)
+
+        return self._run(both(), f"'{command}'")
+
     def call_and_wait(
         self,
         command: str,
