@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from drivebay.vm.command import command_line
-from drivebay.vm.hardware import Drive, Hardware, Listener, Memory, Nic, Start
+from drivebay.vm.hardware import Cd, Drive, Hardware, Listener, Memory, Nic, Start
 from drivebay.vm.kvm import Accelerator
 from drivebay.vm.qemu import find_qemu
 from drivebay.vm.spec import Forward
@@ -36,6 +36,8 @@ def test_qemu_reads_a_machine_with_every_part(tmp_path: Path, newer: bool) -> No
         nics=[Nic(MAC, [Forward(0, 22)])],
         agent=Listener(tmp_path / "agent"),
         start=Start("/nonexistent-kernel"),
+        cd=Cd(str(raw), 1),
+        ends_at_reboot=True,
         ports=8,
         disks=[
             Drive("over", str(overlay), "qcow2", backing=str(raw), boot_order=0),

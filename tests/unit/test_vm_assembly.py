@@ -9,9 +9,10 @@ import pytest
 
 from drivebay.errors import NotFound
 from drivebay.vm import assembly
-from drivebay.vm.assembly import Paths, assemble
+from drivebay.vm.assembly import Once, Paths, assemble
 from drivebay.vm.hardware import (
     SPARE_PORTS,
+    Cd,
     Disk,
     Drive,
     Firmware,
@@ -49,8 +50,14 @@ def no_huge_pages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def machine(spec: VmSpec, places: Paths | None = None, place: Placement | None = None) -> Hardware:
-    return assemble(Vm(FOLDER, spec, ""), places or Paths(), SOCKETS, place or Placement())
+def machine(
+    spec: VmSpec,
+    places: Paths | None = None,
+    place: Placement | None = None,
+    once: Once | None = None,
+) -> Hardware:
+    vm = Vm(FOLDER, spec, "")
+    return assemble(vm, places or Paths(), SOCKETS, place or Placement(), once=once or Once())
 
 
 def test_disks_of_the_target_and_the_first_is_booted() -> None:
@@ -76,6 +83,31 @@ def test_a_kernel_that_is_started_directly_boots_from_no_disk() -> None:
     alone = machine(bare("web", boot=Boot("/k"))).start
     assert alone is not None
     assert alone.initrd is None
+
+
+@pytest.mark.parametrize(
+    ("once", "boot", "disk_order", "cd_order"),
+    [
+        (Once(), None, 0, 1),
+        (Once(iso_first=True), None, 1, 0),
+        (Once(), Boot("/k"), None, None),
+        (Once(iso_first=True), Boot("/k"), 1, 0),
+        (Once(boot=Boot("/installer")), None, None, None),
+        (Once(boot=Boot("/installer")), Boot("/k"), None, None),
+    ],
+)
+def test_the_cd_comes_after_the_first_disk_or_once_before_it(
+    once: Once, boot: Boot | None, disk_order: int | None, cd_order: int | None
+) -> None:
+    asked = Asked()
+    disks = (DiskSpec("a", "p/a"), DiskSpec("b", "p/b"))
+    made = machine(bare("web", *disks, iso="/x.iso", boot=boot), asked, once=once)
+    assert [disk.boot_order for disk in made.disks] == [disk_order, None]
+    assert made.cd == Cd("/x.iso", cd_order)
+    assert asked.wanted == [("/x.iso", os.O_RDONLY)]
+    started = once.boot or (None if once.iso_first else boot)
+    assert (made.start and made.start.kernel) == (started and started.kernel)
+    assert made.ends_at_reboot == (once.boot is not None)
 
 
 def test_the_seed_is_read_only_and_last() -> None:

@@ -210,6 +210,12 @@ def test_files_are_copied(world: World) -> None:
     assert world.target.calls == []
 
 
+def test_a_clone_has_no_cd(world: World) -> None:
+    world.vm("web", iso="/srv/debian.iso")
+    plan(world, world.vms.load("web")).plan.run()
+    assert world.vms.load("copy").spec.iso is None
+
+
 def test_a_file_that_cannot_be_copied_leaves_nothing(world: World) -> None:
     vm = with_files(world)
     (vm.folder / "mine").unlink()

@@ -10,7 +10,7 @@ import pytest
 
 from drivebay.errors import NotFound, UsageError
 from drivebay.vm.command import command_line, spelled
-from drivebay.vm.hardware import Disk, Drive, Hardware, Listener, Memory, Share
+from drivebay.vm.hardware import Cd, Disk, Drive, Hardware, Listener, Memory, Share
 from drivebay.vm.kvm import Accelerator
 from drivebay.vm.qemu import Qemu, Version
 
@@ -107,6 +107,21 @@ def test_a_share_has_a_port_behind_those_of_the_disks_and_the_spare_ones() -> No
     ]
     with pytest.raises(UsageError, match="at most 60 disks and shared folders"):
         words(replace(BARE, ports=4, shares=shares * 31))
+
+
+def test_a_cd_is_in_the_last_sata_port_and_read_only() -> None:
+    line = words(replace(BARE, cd=Cd("/a,b.iso", 1)))
+    assert after(line, "-blockdev") == [
+        "file,node-name=cd-medium,filename=/a,,b.iso,read-only=on,discard=unmap"
+    ]
+    assert after(line, "-device") == ["ide-cd,id=cd,drive=cd-medium,bus=ide.5,bootindex=1"]
+    line = words(replace(BARE, cd=Cd("/a.iso")))
+    assert after(line, "-device") == ["ide-cd,id=cd,drive=cd-medium,bus=ide.5"]
+
+
+def test_a_machine_may_end_when_its_guest_reboots() -> None:
+    assert "-no-reboot" not in words(BARE)
+    assert "-no-reboot" in words(replace(BARE, ends_at_reboot=True))
 
 
 def test_only_a_machine_that_waits_for_another_starts_without_its_guest() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from drivebay.errors import UsageError
 from drivebay.vm.hardware import (
+    Cd,
     Disk,
     Drive,
     Firmware,
@@ -72,6 +73,7 @@ EVERYTHING = replace(
         Disk(Path("/run/d"), name="more", bus="scsi"),
         Disk(Path("/run/e"), name="slow", bus="sata"),
     ],
+    cd=Cd("/srv/debian 12.iso", 1),
     nics=[Nic(MAC, [Forward(2222, 22)], "10.0.2.50"), Nic("52:54:00:12:34:57")],
     shares=[Share("src", Path("/s"), "/src & more"), Share("data", Path("/d"), "/data", True)],
     agent=Listener(Path("/agent")),
@@ -161,6 +163,18 @@ def test_a_screen_is_libvirts_own_and_listens_nowhere() -> None:
     bare = read(made(BARE))
     assert bare.find("devices/video") is None
     assert bare.find("devices/controller[@type='usb'][@model='none']") is not None
+
+
+def test_a_cd_is_started_after_the_disk() -> None:
+    disks = [Drive("a", "/a", boot_order=0), Drive("b", "/b", bus="sata")]
+    domain = read(made(replace(with_disks(*disks), cd=Cd("/x.iso", 1))))
+    (cd,) = (disk for disk in domain.iter("disk") if disk.get("device") == "cdrom")
+    assert cd.find("readonly") is not None
+    assert [cd.find(tag).attrib for tag in ("source", "target", "boot")] == [  # type: ignore[union-attr]
+        {"file": "/x.iso"},
+        {"dev": "sdb", "bus": "sata"},
+        {"order": "2"},
+    ]
 
 
 def test_what_libvirt_has_no_element_for_is_in_qemus_words_and_named() -> None:

@@ -128,6 +128,27 @@ def test_an_image_that_is_gone_is_missed_by_overlays_only(world: World) -> None:
         check_image(overlay_vm("debian"))
 
 
+def test_an_iso_that_is_gone_or_none_stops_the_start(world: World, ready: None) -> None:
+    world.pool()
+    world.volume("x")
+    world.vm("web", DiskSpec("d", "p/x"), iso="/nonexistent")
+    with pytest.raises(HostError, match="can't read the ISO '/nonexistent'") as caught:
+        start(world.vms, "web", world.socket)
+    assert caught.value.hint == "without it: drivebay vm eject web"
+    world.vm("db", iso="/dev/null")
+    with pytest.raises(UsageError, match="'/dev/null' is no file") as refused:
+        start(world.vms, "db", world.socket)
+    assert refused.value.hint == "without it: drivebay vm eject db"
+    assert world.target.calls == []
+
+
+def test_without_an_iso_there_is_no_start_from_it(world: World, ready: None) -> None:
+    world.vm("web")
+    with pytest.raises(UsageError, match="VM 'web' has no ISO to start from") as caught:
+        start(world.vms, "web", world.socket, iso_first=True)
+    assert caught.value.hint == "drivebay vm set web --iso FILE"
+
+
 # ---- the seed -----------------------------------------------------------------------------------
 
 

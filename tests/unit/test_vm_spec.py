@@ -97,6 +97,7 @@ def test_writing_the_same_changes_nothing() -> None:
         (SMALL + 'firmware = "coreboot"', "one of bios, uefi"),
         (SMALL.replace("1G", "383M") + 'firmware = "uefi"', "UEFI needs 384 MiB"),
         (SMALL + 'colour = "red"', "unknown: 'colour'"),
+        (SMALL + 'iso = "debian.iso"', "'iso' is 'debian.iso', and should begin with '/'"),
         (SMALL + '[[share]]\ndirectory = "src"\ntag = "a"', "should begin with '/'"),
         (SMALL + '[[share]]\ndirectory = "/src"\ntag = "a b"', "can't be a tag"),
         (SMALL + 2 * '[[share]]\ndirectory = "/src"\ntag = "a"\n', "two shares of one tag: a, a"),

@@ -10,7 +10,7 @@ import argparse
 import importlib
 from typing import TYPE_CHECKING
 
-from drivebay.cli import vm_access, vm_keeping, vm_screen, vm_several
+from drivebay.cli import vm_access, vm_cd, vm_keeping, vm_screen, vm_several
 from drivebay.cli.arguments import (
     Parser,
     add_json_option,
@@ -50,6 +50,7 @@ _RUN = {
     "detach": ("vm_change", "detach"),
     "delete": ("vm_change", "delete"),
     "clone": ("vm_clone", "clone"),
+    "eject": ("vm_cd", "eject"),
     "list": ("vm_show", "show_all"),
     "info": ("vm_show", "info"),
     "qemu-command": ("vm_show", "qemu_command"),
@@ -107,7 +108,7 @@ def start_and_say(found: argparse.Namespace) -> int:
     from drivebay.vm.store import Vms
 
     vms = Vms()
-    started = start(vms, found.name, found.socket)
+    started = start(vms, found.name, found.socket, iso_first=found.boot == "iso")
     if found.json:
         print_json(
             {
@@ -199,6 +200,7 @@ def build_parser() -> Parser:
     vm_screen.add_parsers(add)
     vm_keeping.add_parsers(add)
     vm_several.add_parsers(add)
+    vm_cd.add_parsers(add)
     add("qemu-command", "print the command line that starts it")
     add("libvirt-xml", "print it as a libvirt domain")
     return parser
@@ -206,6 +208,7 @@ def build_parser() -> Parser:
 
 def _add_power(add: Callable[..., Parser]) -> None:
     start = add("start", "start a VM", named=False)
+    vm_cd.add_boot_option(start)
     _add_wait(start)
     vm_several.add_names(start, "--autostart", "all that start with the host, and do not run")
     for name, text in (("stop", "switch a VM off"), ("restart", "switch it off, and start it")):
@@ -219,17 +222,19 @@ def _add_power(add: Callable[..., Parser]) -> None:
             help="how long the guest has to switch itself off (default: %(default)g)",
         )
         if name == "restart":
+            vm_cd.add_boot_option(stop)
             _add_wait(stop)
         else:
             vm_several.add_names(stop, "--all", "all that run, at the same time")
 
 
 def _add_create(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(boot=None)
     parser.add_argument(
         "--image",
         metavar="IMAGE",
         help="what its system disk begins with (default: Debian, built at the first use); "
-        "'none' for empty disks",
+        "'none' for empty disks, as with --iso",
     )
     parser.add_argument(
         "--overlay",
@@ -268,6 +273,9 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     """What both a new and a present VM can be told."""
     parser.add_argument("--memory", metavar="SIZE", type=parse_size, help="such as 1G")
     parser.add_argument("--cpus", metavar="N", type=int)
+    parser.add_argument(
+        "--iso", metavar="FILE", help="an ISO in its CD drive, to install from; 'none' for none"
+    )
     parser.add_argument("--qemu", metavar="PATH", help="the QEMU that runs it")
     parser.add_argument(
         "--forward",

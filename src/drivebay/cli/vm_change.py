@@ -12,6 +12,7 @@ from drivebay.cli.vm_words import (
     read_cloud_init,
     read_disk,
     read_forwards,
+    read_iso,
     read_qemu,
     read_shares,
     said_of_guest,
@@ -30,6 +31,7 @@ from drivebay.vm.disks import (
     check_writers,
     inventory_when_let_go,
 )
+from drivebay.vm.iso import check_iso
 from drivebay.vm.ports import check_free
 from drivebay.vm.qemu import find_qemu
 from drivebay.vm.spec import USER_NET, NetSpec, VmSpec
@@ -84,6 +86,11 @@ def _changed(vms: Vms, spec: VmSpec, found: argparse.Namespace) -> VmSpec:
     if found.qemu is not None:
         find_qemu(found.qemu)
         spec = replace(spec, qemu=read_qemu(found.qemu))
+    if found.iso is not None:
+        iso = read_iso(found.iso)
+        if iso is not None:
+            check_iso(iso)
+        spec = replace(spec, iso=None if iso is None else str(iso))
     if found.machine is not None:
         spec = replace(spec, machine=found.machine)
     if found.share is not None:

@@ -15,13 +15,22 @@ from drivebay.cli.vm_words import (
     read_cloud_init,
     read_disk,
     read_forwards,
+    read_iso,
     read_qemu,
     read_shares,
     said_of_guest,
 )
 from drivebay.disks.starting import connect_or_start
 from drivebay.errors import DrivebayError, HostError, NotFound, UsageError
-from drivebay.vm.creation import CPUS, MEMORY, Creation, NetWish, Wish, plan_creation
+from drivebay.vm.creation import (
+    CPUS,
+    MEMORY,
+    Creation,
+    DiskWish,
+    NetWish,
+    Wish,
+    plan_creation,
+)
 from drivebay.vm.disks import SHARING_WARNING
 from drivebay.vm.images.store import Image, Images
 from drivebay.vm.qemu import find_qemu
@@ -32,6 +41,7 @@ __all__ = ["create", "read_wish"]
 
 DEFAULT_IMAGE: Final = "debian"
 NO_IMAGE: Final = "none"
+_DISK_TO_INSTALL_TO: Final = 20 << 30
 
 
 def create(found: argparse.Namespace) -> int:
@@ -63,7 +73,9 @@ def _image(found: argparse.Namespace) -> Image | None:
     """The image that was named; Debian's for one who names nothing to start from."""
     if found.image is not None:
         return None if found.image == NO_IMAGE else Images().get(found.image)
-    if found.kernel is not None or (found.disk and read_disk(found.disk[0]).bdev is not None):
+    if found.kernel is not None or read_iso(found.iso) is not None:
+        return None
+    if found.disk and read_disk(found.disk[0]).bdev is not None:
         return None
     images = Images()
     if DEFAULT_IMAGE not in images.names():
@@ -110,10 +122,11 @@ def read_wish(found: argparse.Namespace, name: str, image: Image | None) -> Wish
         cpus=CPUS if found.cpus is None else found.cpus,
         image=image,
         overlay=found.overlay,
-        disks=[read_disk(text) for text in found.disk],
+        disks=_read_disks(found, image),
         net=_read_net(found),
         bus=found.bus,
         firmware=found.firmware,
+        iso=read_iso(found.iso),
         boot=boot,
         qemu_args=found.qemu_arg,
         shares=read_shares(found.share or ()),
@@ -122,15 +135,25 @@ def read_wish(found: argparse.Namespace, name: str, image: Image | None) -> Wish
     )
 
 
+def _read_disks(found: argparse.Namespace, image: Image | None) -> list[DiskWish]:
+    """Those that were asked for; an installer needs one to install to."""
+    if not found.disk and image is None and read_iso(found.iso) is not None:
+        return [DiskWish(size=_DISK_TO_INSTALL_TO)]
+    return [read_disk(text) for text in found.disk]
+
+
 def _read_guest(found: argparse.Namespace, name: str, image: Image | None) -> CloudInit | None:
-    """What cloud-init is told, where there may be one."""
+    """What cloud-init is told, where there may be one; an ISO's may be there or not."""
     said = said_of_guest(found) + (["--user-data"] if found.user_data is not None else [])
-    lacks = image is None or image.facts.cloud_init is False
+    from_iso = image is None and read_iso(found.iso) is not None
+    lacks = not from_iso if image is None else image.facts.cloud_init is False
     if found.no_cloud_init or lacks:
         if said:
             why = "with --no-cloud-init" if found.no_cloud_init else "without an image that has it"
             raise UsageError(f"{', '.join(said)}: only cloud-init can do that, and {why} it is not "
                              "there")  # fmt: skip
+        return None
+    if from_iso and not said:
         return None
     return read_cloud_init(found, CloudInit(instance_id="", hostname=name))
 

@@ -81,6 +81,8 @@ def info(found: argparse.Namespace) -> int:
         print(f"image      {spec.image}")
     if spec.lab is not None:
         print(f"lab        {spec.lab}")
+    if spec.iso is not None:
+        print(f"iso        {spec.iso}")
     for disk in spec.disks:
         print(f"disk       {_disk_words(vm, disk)}")
     for net in spec.nets:
@@ -118,6 +120,7 @@ def _known(vm: Vm) -> dict[str, Any]:
         "cpus": spec.cpus,
         "memory": spec.memory,
         "image": spec.image,
+        "iso": spec.iso,
         "lab": spec.lab,
         "autostart": spec.autostart,
         "disks": [

@@ -18,8 +18,16 @@ from drivebay.vm.public_key import read_public_key
 from drivebay.vm.shares import read_share
 from drivebay.vm.spec import BUSES, DHCP, CloudInit, Forward, ShareSpec, read_forward
 
-__all__ = ["read_cloud_init", "read_disk", "read_forwards", "read_qemu", "read_shares"]
+__all__ = [
+    "read_cloud_init",
+    "read_disk",
+    "read_forwards",
+    "read_iso",
+    "read_qemu",
+    "read_shares",
+]
 
+_NO_ISO = "none"
 _NO_SHARE = "none"
 
 
@@ -59,6 +67,11 @@ def read_disk(text: str) -> DiskWish:
 def read_qemu(text: str | None) -> str | None:
     """A QEMU as vm.toml names it: a path means the same wherever the next command is typed."""
     return str(Path(text).absolute()) if text is not None and "/" in text else text
+
+
+def read_iso(text: str | None) -> Path | None:
+    """The ISO that was named; 'none' is none."""
+    return None if text in (None, _NO_ISO) else Path(text).absolute()
 
 
 def read_forwards(texts: Sequence[str] | None) -> tuple[Forward, ...]:

@@ -18,7 +18,7 @@ from drivebay.host.resources import available_memory, memory_finding
 from drivebay.host.storage import look
 from drivebay.vm import run
 from drivebay.vm.disks import check_writers
-from drivebay.vm.lifecycle import check_able, check_image
+from drivebay.vm.lifecycle import check_able, check_cd, check_image
 from drivebay.vm.qemu import find_qemu
 from drivebay.vm.store import Vm, Vms
 
@@ -38,6 +38,8 @@ def check_machine(vms: Vms, name: str, named_socket: str | None) -> Iterator[Fin
     yield from _check_secrets(vm)
     yield _attempt("qemu", lambda: _check_qemu(vm))
     yield _attempt("image", lambda: _check_image(vm))
+    if vm.spec.iso is not None:
+        yield _attempt("iso", lambda: _check_iso(vm))
     inventory, findings = look(named_socket)
     yield from findings
     if inventory is not None:
@@ -68,6 +70,11 @@ def _check_image(vm: Vm) -> str:
     if vm.spec.image is None:
         return "it was made from none"
     return f"'{vm.spec.image}' is as it was"
+
+
+def _check_iso(vm: Vm) -> str:
+    check_cd(vm)
+    return f"'{vm.spec.iso}' is in its CD drive"
 
 
 def _check_secrets(vm: Vm) -> Iterator[Finding]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
 from drivebay.vm.firmware import find_uefi
 from drivebay.vm.hardware import (
     SPARE_PORTS,
+    Cd,
     Disk,
     Drive,
     Firmware,
@@ -26,10 +28,10 @@ from drivebay.vm.hardware import (
 )
 from drivebay.vm.images.store import Images
 from drivebay.vm.placement import Placement
-from drivebay.vm.spec import DHCP, DiskSpec, NetSpec, ShareSpec
+from drivebay.vm.spec import DHCP, Boot, DiskSpec, NetSpec, ShareSpec
 from drivebay.vm.store import Vm
 
-__all__ = ["Paths", "Places", "assemble", "share_socket", "vhost_disk"]
+__all__ = ["Once", "Paths", "Places", "assemble", "share_socket", "vhost_disk"]
 
 _QUEUES_MOST: Final = 16
 _HUGE_KIB: Final = 2048
@@ -62,42 +64,49 @@ class Paths:
         return Listener(path, None if log is None else str(log))
 
 
+@dataclass(frozen=True)
+class Once:
+    """How a machine starts this time only: vm.toml does not know of it."""
+
+    iso_first: bool = False
+    boot: Boot | None = None  # an installer's kernel, which a reboot must not start again
+
+
 def assemble(
     vm: Vm,
     places: Places,
     sockets: Mapping[str, Path],
     placement: Placement,
     shares: Mapping[str, Path | int] | None = None,
+    once: Once = Once(),
 ) -> Hardware:
     """Return the machine of a VM.
 
     ``sockets`` are the controllers' by the disk's name, ``shares`` the virtiofsds' by tag; one
     that is not named is expected in the VM's folder.
 
+    The firmware starts the first disk, and when there is nothing on it, the ISO.
+
     Raises: NotFound for a firmware or an image that is gone, HostError.
     """
     spec = vm.spec
-    disks: list[Disk | Drive] = []
-    for number, disk in enumerate(spec.disks):
-        order = 0 if number == 0 and spec.boot is None else None
-        if disk.bdev is not None:
-            disks.append(vhost_disk(vm, disk, sockets[disk.name], order))
-        else:
-            disks.append(_overlay(vm, disk, places, order))
-    if spec.cloud_init is not None:
-        disks.append(Drive("seed", places.file(vm.seed), read_only=True))
+    boot = once.boot or (None if once.iso_first else spec.boot)
+    first_disk, iso = (1, 0) if once.iso_first else (0, 1)
+    disks = _disks(vm, places, sockets, first_disk if boot is None else None)
     firmware = None
     if spec.firmware == "uefi":
         code, _ = find_uefi()
         variables = places.file(vm.firmware_variables, os.O_RDWR)
         firmware = Firmware(places.file(code), variables)
+    cd = None
+    if spec.iso is not None:
+        cd = Cd(places.file(Path(spec.iso)), iso if boot is None else None)
     start = None
-    if spec.boot is not None:
-        initrd = spec.boot.initrd
+    if boot is not None:
         start = Start(
-            places.readable(Path(spec.boot.kernel)),
-            None if initrd is None else places.readable(Path(initrd)),
-            spec.boot.append,
+            places.readable(Path(boot.kernel)),
+            None if boot.initrd is None else places.readable(Path(boot.initrd)),
+            boot.append,
         )
     memory_kib = spec.memory // 1024
     monitor = places.listener(vm.monitor_socket)
@@ -123,9 +132,11 @@ def assemble(
             )
             for share in spec.shares
         ],
+        cd=cd,
         nics=[Nic(net.mac, net.forward, _fixed_address(net)) for net in spec.nets],
         start=start,
         firmware=firmware,
+        ends_at_reboot=once.boot is not None,
         ports=SPARE_PORTS,
         more=spec.qemu_args,
         files=places.files,
@@ -135,6 +146,22 @@ def assemble(
 def share_socket(vm: Vm, share: ShareSpec) -> Path:
     """Where a virtiofsd that somebody starts by hand should listen."""
     return vm.folder / f"share-{share.tag}.sock"
+
+
+def _disks(
+    vm: Vm, places: Places, sockets: Mapping[str, Path], boot_order: int | None
+) -> list[Disk | Drive]:
+    """All disks; ``boot_order`` is the first one's."""
+    disks: list[Disk | Drive] = []
+    for disk in vm.spec.disks:
+        order = boot_order if not disks else None
+        if disk.bdev is not None:
+            disks.append(vhost_disk(vm, disk, sockets[disk.name], order))
+        else:
+            disks.append(_overlay(vm, disk, places, order))
+    if vm.spec.cloud_init is not None:
+        disks.append(Drive("seed", places.file(vm.seed), read_only=True))
+    return disks
 
 
 def vhost_disk(vm: Vm, disk: DiskSpec, socket: Path, boot_order: int | None = None) -> Disk:

@@ -14,13 +14,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from drivebay.errors import UsageError
-from drivebay.vm.hardware import Disk, Drive, Hardware, Listener, Nic, Share, check_socket_path
+from drivebay.vm.hardware import (
+    Cd,
+    Disk,
+    Drive,
+    Hardware,
+    Listener,
+    Nic,
+    Share,
+    check_socket_path,
+)
 from drivebay.vm.kvm import Accelerator
 from drivebay.vm.qemu import Qemu
 
-__all__ = ["Properties", "command_line", "disk_parts", "spelled"]
+__all__ = ["CD", "CD_MEDIUM", "Properties", "command_line", "disk_parts", "spelled"]
 
 Properties = dict[str, "str | int | bool | Properties"]
+
+CD = "cd"  # the drive, and what is in it: never the name of a disk's part
+CD_MEDIUM = "cd-medium"
 
 _FIRST_PORT_SLOT = 0x10  # of the root bus; eight ports share a slot
 _FIRST_NIC_SLOT = 0x3
@@ -58,6 +70,7 @@ def command_line(qemu: Qemu, accelerator: Accelerator, hardware: Hardware) -> li
     first = len(hardware.disks) + hardware.ports
     for number, share in enumerate(hardware.shares):
         line += _share(share, f"port{first + number}")
+    line += _cd(hardware.cd)
     for number, nic in enumerate(hardware.nics):
         line += _nic(nic, number)
     line += _screen() if hardware.screen else []
@@ -65,6 +78,7 @@ def command_line(qemu: Qemu, accelerator: Accelerator, hardware: Hardware) -> li
         line += ["-kernel", hardware.start.kernel]
         line += ["-initrd", hardware.start.initrd] if hardware.start.initrd else []
         line += ["-append", hardware.start.append] if hardware.start.append else []
+    line += ["-no-reboot"] if hardware.ends_at_reboot else []
     line += ["-incoming", "defer"] if hardware.awaits_migration else []
     return line + list(hardware.more)
 
@@ -186,6 +200,20 @@ def _device(disk: Disk | Drive, port: str) -> Properties:
     if disk.boot_order is not None:
         device["bootindex"] = disk.boot_order
     return device
+
+
+def _cd(cd: Cd | None) -> list[str]:
+    """On SATA, for which each installer and each firmware has a driver.
+
+    It is the last of the chipset's six ports, so that disks keep their names when it goes.
+    """
+    if cd is None:
+        return []
+    device: Properties = {"driver": "ide-cd", "id": CD, "drive": CD_MEDIUM, "bus": "ide.5"}
+    if cd.boot_order is not None:
+        device["bootindex"] = cd.boot_order
+    medium = spelled(_file_node(CD_MEDIUM, cd.path, True))
+    return ["-blockdev", medium, "-device", spelled(device)]
 
 
 def _buses(hardware: Hardware) -> list[str]:

@@ -27,6 +27,7 @@ from drivebay.vm.disks import (
 )
 from drivebay.vm.firmware import find_uefi, make_variables
 from drivebay.vm.identity import Origin, free_mac, host_machine_id, new_instance_id, new_uuid
+from drivebay.vm.iso import check_iso
 from drivebay.vm.lifecycle import check_able
 from drivebay.vm.ports import check_free, free_forward
 from drivebay.vm.qemu import Qemu
@@ -92,6 +93,7 @@ class Wish:
     net: NetWish | None = field(default_factory=NetWish)
     bus: str = "virtio"
     firmware: str = "bios"
+    iso: Path | None = None
     boot: Boot | None = None
     qemu_args: Sequence[str] = ()
     autostart: bool = False
@@ -128,6 +130,7 @@ def plan_creation(
         bus=wish.bus,
         image=None if wish.image is None else wish.image.name,
         autostart=wish.autostart,
+        iso=None if wish.iso is None else str(wish.iso.absolute()),
         lab=wish.lab,
         qemu=named_qemu,
         qemu_args=tuple(wish.qemu_args),
@@ -146,9 +149,12 @@ def plan_creation(
     _check_guest_values(spec)
     if wish.firmware == "uefi":
         find_uefi()
+    if wish.iso is not None:
+        check_iso(wish.iso)
     plan.add(
         f"make VM '{wish.name}': {wish.cpus} CPU{'s' * (wish.cpus > 1)}, "
-        f"{format_size(wish.memory)} of memory",
+        f"{format_size(wish.memory)} of memory"
+        f"{'' if wish.iso is None else f', {wish.iso.name} in its CD drive'}",
         lambda: vms.create(spec, lambda vm: _fill(vm, wish)),
         lambda: vms.delete(vms.load(spec.name)),
     )

@@ -19,6 +19,7 @@ from drivebay.vm.spec import Forward
 
 __all__ = [
     "SPARE_PORTS",
+    "Cd",
     "Disk",
     "Drive",
     "Firmware",
@@ -69,6 +70,14 @@ class Drive:
     backing: str | None = None
     read_only: bool = False
     bus: str = "virtio"
+    boot_order: int | None = None
+
+
+@dataclass(frozen=True)
+class Cd:
+    """A CD drive, and the ISO in it."""
+
+    path: str
     boot_order: int | None = None
 
 
@@ -129,12 +138,14 @@ class Hardware:
     machine: str = "q35"
     uuid: str | None = None
     disks: Sequence[Disk | Drive] = ()
+    cd: Cd | None = None
     nics: Sequence[Nic] = ()
     shares: Sequence[Share] = ()
     agent: Listener | None = None
     screen: bool = False  # a VGA card, and a pointer that knows where on it it stands
     start: Start | None = None
     firmware: Firmware | None = None
+    ends_at_reboot: bool = False
     awaits_migration: bool = False  # it runs nothing until another machine is moved into it
     ports: int = 0  # PCIe root ports beyond those of the disks
     more: Sequence[str] = ()

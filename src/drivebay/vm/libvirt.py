@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 from drivebay.errors import UsageError
 from drivebay.vm.command import Properties, disk_parts, spelled
-from drivebay.vm.hardware import Disk, Drive, Hardware, Listener, Memory, Nic, Share
+from drivebay.vm.hardware import Cd, Disk, Drive, Hardware, Listener, Memory, Nic, Share
 from drivebay.vm.kvm import Accelerator
 from drivebay.vm.qemu import Qemu
 
@@ -84,6 +84,8 @@ def _opened(hardware: Hardware) -> Iterator[str]:
     for disk in hardware.disks:
         if isinstance(disk, Drive):
             yield from filter(None, (disk.path, disk.backing))
+    if hardware.cd is not None:
+        yield hardware.cd.path
     if hardware.start is not None:
         yield from filter(None, (hardware.start.kernel, hardware.start.initrd))
     if hardware.firmware is not None:
@@ -202,7 +204,8 @@ def _add_devices(devices: ElementTree.Element, qemu: Qemu, hardware: Hardware) -
     """Returns: what libvirt has no element for."""
     beyond = _Beyond()
     names = {prefix: iter(_letters(prefix)) for prefix in set(_KNOWN_BUSES.values())}
-    starting = sorted({d.boot_order for d in hardware.disks if d.boot_order is not None})
+    bootable = [*hardware.disks, *([] if hardware.cd is None else [hardware.cd])]
+    starting = sorted({each.boot_order for each in bootable if each.boot_order is not None})
     for disk in hardware.disks:
         if disk.bus not in _KNOWN_BUSES or (isinstance(disk, Disk) and disk.bus != "virtio"):
             beyond.add_disk(qemu, disk)
@@ -210,6 +213,10 @@ def _add_devices(devices: ElementTree.Element, qemu: Qemu, hardware: Hardware) -
         element = _add_disk(devices, disk, next(names[_KNOWN_BUSES[disk.bus]]))
         if disk.boot_order is not None:
             _add(element, "boot", order=str(starting.index(disk.boot_order) + 1))
+    if hardware.cd is not None:
+        element = _add_cd(devices, hardware.cd, next(names[_KNOWN_BUSES["sata"]]))
+        if hardware.cd.boot_order is not None:
+            _add(element, "boot", order=str(starting.index(hardware.cd.boot_order) + 1))
     _add_screen(devices, hardware)
     for number, nic in enumerate(hardware.nics):
         if nic.forward:
@@ -279,6 +286,15 @@ def _add_share(devices: ElementTree.Element, share: Share) -> None:
     _add(element, "target", dir=share.tag)
     if share.read_only:
         _add(element, "readonly")
+
+
+def _add_cd(devices: ElementTree.Element, cd: Cd, name: str) -> ElementTree.Element:
+    element = _add(devices, "disk", type="file", device="cdrom")
+    _add(element, "driver", name="qemu", type="raw")
+    _add(element, "source", file=cd.path)
+    _add(element, "target", dev=name, bus="sata")
+    _add(element, "readonly")
+    return element
 
 
 def _add_serial(devices: ElementTree.Element, listener: Listener) -> None:

@@ -3,7 +3,7 @@
 Context: a short-lived process. Everything is checked before anything is made; the disks' sockets
 come first (QEMU connects while it starts), then the seed, then QEMU.
 
-    lock ─► QEMU there and able? ─► image unchanged? ─► target (started if need be) ─►
+    lock ─► QEMU there and able? ─► image unchanged, ISO there? ─► target (started if need be) ─►
     writers? ─► sockets ─► seed ─► shared folders ─► QEMU ─► vCPUs to their cores
 """
 
@@ -20,11 +20,12 @@ from drivebay.disks.connection import call
 from drivebay.disks.inventory import Inventory
 from drivebay.disks.starting import connect_or_start
 from drivebay.errors import DrivebayError, HostError, InUse, NotFound, UsageError
+from drivebay.vm import cd, run
 from drivebay.vm import placement as places
-from drivebay.vm import run
-from drivebay.vm.assembly import assemble
+from drivebay.vm.assembly import Once, assemble
 from drivebay.vm.disks import check_writers, inventory_when_let_go, offer
 from drivebay.vm.images.store import Images
+from drivebay.vm.iso import check_iso
 from drivebay.vm.kvm import choose_accelerator
 from drivebay.vm.processes import unprivileged
 from drivebay.vm.qemu import Qemu, find_qemu
@@ -39,6 +40,7 @@ __all__ = [
     "POWER_OFF_SECONDS",
     "Started",
     "check_able",
+    "check_cd",
     "check_image",
     "start",
     "stop",
@@ -57,8 +59,11 @@ class Started:
     seconds: float
 
 
-def start(vms: Vms, name: str, socket: str | None = None) -> Started:
-    """Start a VM. Raises: InUse, NotFound, UsageError, StateError, HostError, Unreachable."""
+def start(vms: Vms, name: str, socket: str | None = None, *, iso_first: bool = False) -> Started:
+    """Start a VM; ``iso_first`` from its CD, until it reboots.
+
+    Raises: InUse, NotFound, UsageError, StateError, HostError, Unreachable.
+    """
     began = time.monotonic()
     with vms.locked(name):
         vm = vms.load(name)
@@ -68,6 +73,7 @@ def start(vms: Vms, name: str, socket: str | None = None) -> Started:
         qemu = find_qemu(vm.spec.qemu)
         check_able(vm, qemu)
         check_image(vm)
+        check_cd(vm, needed=iso_first)
         check_shares(vm)
         accelerator = choose_accelerator()
         identity = unprivileged(Path("/dev/kvm") if accelerator.name == "kvm" else None)
@@ -77,10 +83,13 @@ def start(vms: Vms, name: str, socket: str | None = None) -> Started:
             run.turn_over(vm.console_log)
             descriptors = run.Descriptors(vm, identity, stack)
             served = stack.enter_context(serve_shares(vm))
-            hardware = assemble(vm, descriptors, sockets, placement, served.connections)
+            once = Once(iso_first)
+            hardware = assemble(vm, descriptors, sockets, placement, served.connections, once)
             inherited = [*descriptors.inherited, *served.connections.values()]
             found = run.launch(vm, qemu, accelerator, hardware, inherited, identity)
             served.let_go()
+        if iso_first:
+            cd.start_last(vm)
         _pin(vm, placement)
     return Started(found, time.monotonic() - began)
 
@@ -164,6 +173,22 @@ def check_image(vm: Vm) -> None:
             ) from error
         return  # the target knows better whether a volume still needs it
     image.check_unchanged()
+
+
+def check_cd(vm: Vm, *, needed: bool = False) -> None:
+    """Raises: HostError, UsageError for an ISO that is gone or none, or if it is ``needed``."""
+    if vm.spec.iso is None:
+        if needed:
+            raise UsageError(
+                f"VM '{vm.name}' has no ISO to start from",
+                hint=f"drivebay vm set {vm.name} --iso FILE",
+            )
+        return
+    try:
+        check_iso(Path(vm.spec.iso))
+    except DrivebayError as error:
+        error.hint = f"without it: drivebay vm eject {vm.name}"
+        raise
 
 
 def _prepare_disks(

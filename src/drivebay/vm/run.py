@@ -20,7 +20,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -34,7 +34,7 @@ from drivebay.vm.kvm import Accelerator
 from drivebay.vm.processes import Child, Identity, start
 from drivebay.vm.qemu import Qemu
 from drivebay.vm.qmp import Qmp
-from drivebay.vm.spec import DiskSpec
+from drivebay.vm.spec import DiskSpec, VmSpec
 from drivebay.vm.spec_file import read_spec, write_spec
 from drivebay.vm.store import RUNNING_FILE, Vm, Vms, write_private
 
@@ -46,6 +46,7 @@ __all__ = [
     "load_running",
     "monitor",
     "note_disk",
+    "note_eject",
     "press_power_button",
     "running",
     "turn_over",
@@ -282,14 +283,24 @@ def _mend(vm: Vm, child: Child) -> str:
 
 def note_disk(vm: Vm, name: str, disk: DiskSpec | None) -> None:
     """A running machine has got a disk, or lost it (None): nobody has to restart it for that."""
+
+    def changed(started: VmSpec) -> VmSpec:
+        disks = tuple(each for each in started.disks if each.name != name)
+        return replace(started, disks=disks if disk is None else (*disks, disk))
+
+    _note(vm, changed)
+
+
+def note_eject(vm: Vm) -> None:
+    """A running machine has lost its CD."""
+    _note(vm, lambda started: replace(started, iso=None))
+
+
+def _note(vm: Vm, change: Callable[[VmSpec], VmSpec]) -> None:
     found = running(vm)
-    if found is None:
-        return
-    started = read_spec(vm.name, found.text)
-    disks = tuple(each for each in started.disks if each.name != name)
-    disks += () if disk is None else (disk,)
-    text = write_spec(replace(started, disks=disks), found.text)
-    _write_record(vm, replace(found, text=text))
+    if found is not None:
+        text = write_spec(change(read_spec(vm.name, found.text)), found.text)
+        _write_record(vm, replace(found, text=text))
 
 
 def turn_over(log: Path) -> None:

@@ -82,6 +82,8 @@ def read_spec(name: str, text: str) -> VmSpec:
             f"{format_size(memory)}",
             field="memory",
         )
+    if spec.iso is not None and not spec.iso.startswith("/"):
+        raise UsageError(f"{top.where}: 'iso' is '{spec.iso[:80]}', and should begin with '/'")
     for what, names in (
         ("disks of one name", [disk.name for disk in spec.disks]),
         ("shares of one tag", [share.tag for share in spec.shares]),
