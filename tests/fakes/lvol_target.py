@@ -187,6 +187,8 @@ class LvolTarget:
         if name not in self.bases:
             raise Refusal(-19, "No such device")
         del self.bases[name]
+        for store in [store for store, (_, base, _) in self.stores.items() if base == name]:
+            self.bdev_lvol_delete_lvstore(store)  # it closes; what is in the file is not seen here
         return True
 
     def bdev_aio_rescan(self, name: str) -> bool:

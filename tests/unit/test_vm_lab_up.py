@@ -241,6 +241,32 @@ def test_an_up_that_is_killed_at_any_step_is_gone_on_with(
     assert step > 60, "some steps were not counted"
 
 
+def test_an_up_that_is_interrupted_is_gone_on_with(
+    lab: LabWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.up(SMALL)
+    whole = lab.picture()
+    delete(lab)
+    for step in range(0, 80, 5):
+        with monkeypatch.context() as patch:
+            LastStep(patch, step, how=KeyboardInterrupt)
+            with pytest.raises(KeyboardInterrupt):
+                lab.up(SMALL)
+        lab.up(SMALL)
+        assert lab.picture() == whole, f"interrupted at step {step}"
+        delete(lab)
+
+
+def test_a_vm_that_does_not_start_keeps_no_other_from_it(lab: LabWorld) -> None:
+    lab.failing = {"four-web-1", "four-other"}
+    with pytest.raises(StateError, match="VM 'four-web-1': no port; and so .* four-other") as told:
+        lab.up()
+    assert told.value.hint == "another port"
+    assert lab.started == ["four-web-2"]
+    lab.failing.clear()
+    assert lab.up() == ["start VMs four-web-1, four-other"]
+
+
 def test_what_an_up_that_is_killed_at_any_step_has_left_can_be_deleted(
     lab: LabWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from drivebay.disks import making, pools
+from drivebay.errors import StateError
 from drivebay.rpc.client import Client
 from drivebay.vm import ssh, store
 from drivebay.vm.disks import offer
@@ -92,6 +93,7 @@ class LabWorld:
         self.file = self.folder / "four.toml"
         self.started: list[str] = []
         self.said: list[str] = []
+        self.failing: set[str] = set()  # VMs that do not start
         world.image("tiny")
         patch.setattr(lab_vms, "find_qemu", lambda named: QEMU)
         patch.setattr(planning, "start_several", self._start)
@@ -102,6 +104,9 @@ class LabWorld:
 
     def _start(self, vms: Any, names: Sequence[str], socket: str) -> Iterator[Outcome[None]]:
         for name in names:
+            if name in self.failing:
+                yield Outcome(name, error=StateError("no port", hint="another port"))
+                continue
             self.started.append(name)
             self.processes.append(subprocess.Popen(["sleep", "600"]))
             vm = vms.load(name)
@@ -174,11 +179,16 @@ class LabWorld:
 
 
 class LastStep:
-    """Kills the process of `up` at its step number ``at``, before or after its effect."""
+    """Kills the process of `up` at its step number ``at``, before or after its effect.
 
-    def __init__(self, patch: pytest.MonkeyPatch, at: int) -> None:
+    Or interrupts it as Ctrl-C does: what takes a step back is done then.
+    """
+
+    def __init__(
+        self, patch: pytest.MonkeyPatch, at: int, *, how: type[BaseException] = Killed
+    ) -> None:
         self.left = at
-        self.dead = False
+        self.how = how
         for owner, name in (
             (Client, "call"),
             (record, "write_private"),
@@ -206,9 +216,8 @@ class LastStep:
 
     def _count(self) -> None:
         self.left -= 1
-        self.dead = self.dead or self.left < 0
-        if self.dead:
-            raise Killed
+        if self.left == -1 or (self.left < 0 and self.how is Killed):
+            raise self.how
 
 
 __all__ = ["LAB", "MIB", "SMALL", "Killed", "LabWorld", "LastStep"]

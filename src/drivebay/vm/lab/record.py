@@ -58,11 +58,11 @@ class Record:
 
     def begin(self, thing: Thing) -> None:
         """Write down what is going to be made. Raises: HostError."""
-        self._put(replace(thing, finished=False))
+        self.put(replace(thing, finished=False))
 
     def finish(self, thing: Thing) -> None:
         """Write down that it is made. Raises: HostError."""
-        self._put(replace(thing, finished=True))
+        self.put(replace(thing, finished=True))
 
     def forget(self, kind: str, name: str) -> None:
         """Nothing is left of a thing. Raises: HostError."""
@@ -74,7 +74,8 @@ class Record:
         values = {"file": self.file, "things": [asdict(thing) for thing in self.things.values()]}
         write_private(self.path, (json.dumps(values, indent=1) + "\n").encode())
 
-    def _put(self, thing: Thing) -> None:
+    def put(self, thing: Thing) -> None:
+        """Write down what is known of a thing. Raises: HostError."""
         if self.find(thing.kind, thing.name) != thing:
             self.things[thing.kind, thing.name] = thing
             self.save()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from drivebay.disks.inventory import Inventory, read_inventory
 from drivebay.disks.plan import Plan
-from drivebay.errors import DrivebayError, StateError
+from drivebay.errors import DrivebayError, StateError, Unreachable
 from drivebay.vm.images.store import Images, Report, quiet
 from drivebay.vm.lab.lines import Place
 from drivebay.vm.lab.model import Lab, Source
@@ -52,17 +52,22 @@ class Site:
         return read_inventory(self.client)
 
     def make(self, thing: Thing, plan: Plan) -> None:
-        """Make a thing, which is in the record before, and is not when nothing of it is left."""
+        """Make a thing, which is in the record before, and is not when nothing of it is left.
+
+        After Ctrl-C it stays begun, too: of the step that was interrupted all may be done.
+        """
         before = self.record.find(thing.kind, thing.name)
         self.record.begin(thing)
         try:
             plan.run()
-        except BaseException:
+        except Unreachable:
+            raise  # nobody knows whether the last call was carried out: it stays begun
+        except DrivebayError:
             if not plan.left:
                 if before is None:
                     self.record.forget(thing.kind, thing.name)
                 else:
-                    self.record.finish(before) if before.finished else self.record.begin(before)
+                    self.record.put(before)
             raise
         self.record.finish(thing)
 
