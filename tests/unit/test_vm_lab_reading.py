@@ -106,6 +106,7 @@ def test_every_key_of_a_vm(tmp_path: Path) -> None:
         qemu_args = ["-device", "x"]
         shares = [".:here,ro", "/tmp"]
         autostart = true
+        iso = "d.iso"
         user = "joe"
         ssh_keys = ["key.pub"]
         packages = ["nginx"]
@@ -118,7 +119,7 @@ def test_every_key_of_a_vm(tmp_path: Path) -> None:
     assert vm.boot == Boot(str(tmp_path / "vmlinuz"), "/initrd", "console=ttyS0")
     assert (vm.qemu, vm.qemu_args) == (str(tmp_path / "bin/qemu"), ("-device", "x"))
     assert vm.shares == (ShareSpec(str(tmp_path), "here", True), ShareSpec("/tmp", "tmp"))
-    assert vm.autostart is True
+    assert (vm.autostart, vm.iso) == (True, tmp_path / "d.iso")
     assert (vm.user, vm.ssh_keys, vm.packages) == ("joe", (key,), ("nginx",))
     assert (vm.user_data, vm.size, vm.pool) == (tmp_path / "ud.yaml", 5 * GIB, "p")
     assert (vm.bus, vm.firmware) == ("scsi", "uefi")

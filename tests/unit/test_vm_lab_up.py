@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from drivebay.errors import AlreadyExists, DrivebayError, InUse, NotFound, StateError, UsageError
+from drivebay.errors import (
+    AlreadyExists,
+    DrivebayError,
+    HostError,
+    InUse,
+    NotFound,
+    StateError,
+    UsageError,
+)
 from drivebay.vm.lab.record import Labs
 from drivebay.vm.spec import DiskSpec, ShareSpec
 from tests.unit.vm_lab_world import LAB, MIB, SMALL, Killed, LabWorld, LastStep
@@ -380,6 +388,19 @@ def test_what_the_file_does_not_say_stays_as_a_person_set_it(lab: LabWorld) -> N
     ]  # fmt: skip
     spec = lab.spec("four-web-1")
     assert (spec.cpus, spec.memory, spec.disk("mine")) == (7, 64 * MIB, mine)
+
+
+def test_a_vm_gets_an_iso_to_install_from(lab: LabWorld) -> None:
+    text = '[vm.new]\nsize = "8M"\niso = "d.iso"\n'
+    with pytest.raises(HostError, match="line 1: can't read the ISO '.*d.iso'"):
+        lab.plan(text)
+    (lab.folder / "d.iso").write_bytes(bytes(32768) + b"\x01CD001\x01".ljust(2048, b"\0"))
+    lab.up(text)
+    spec = lab.spec("four-new")
+    assert (spec.iso, spec.cloud_init) == (str(lab.folder / "d.iso"), None)
+    assert [disk.name for disk in spec.disks] == ["system"]
+    assert lab.up(text) == []
+    assert lab.up(text.replace("d.iso", "./d.iso")) == []
 
 
 def test_folders_and_the_start_with_the_host_follow_the_file(lab: LabWorld) -> None:

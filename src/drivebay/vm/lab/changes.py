@@ -102,6 +102,7 @@ def _wanted(up: Up, vm: LabVm, spec: VmSpec) -> VmSpec:
         memory=spec.memory if vm.memory is None else vm.memory,
         cpus=spec.cpus if vm.cpus is None else vm.cpus,
         bus=spec.bus if vm.bus is None else vm.bus,
+        iso=spec.iso if vm.iso is None else str(vm.iso),
         boot=spec.boot if vm.boot is None else vm.boot,
         qemu=spec.qemu if vm.qemu is None else vm.qemu,
         qemu_args=spec.qemu_args if vm.qemu_args is None else vm.qemu_args,

@@ -102,6 +102,7 @@ class LabVm:
     memory: int | None = None
     cpus: int | None = None
     image: str | None = None
+    iso: Path | None = None
     pool: str | None = None  # of its system disk; None: the pool 'default' of this user
     size: int | None = None  # of its system disk; None: the image's, or no system disk
     disks: tuple[VmDisk, ...] = ()

@@ -74,10 +74,10 @@ class _Reader:
         nets = self._entries("nets") if "nets" in self.table.values else None
         common = self._common()
         self.table.end()
-        if not (common.has_system_disk or common.boot or disks):
+        if not (common.has_system_disk or common.boot or common.iso or disks):
             raise UsageError(
                 f"{self.table.where} has nothing to start from",
-                hint='image = "tiny"; or a kernel, or disks',
+                hint='image = "tiny"; or a kernel, an iso, or disks',
             )
         found = []
         for number, name in enumerate(numbered(self.group, count)):
@@ -117,7 +117,7 @@ class _Reader:
                 field="pool",
                 hint="name an image, or a size",
             )
-        user_data = take("user_data", str)
+        user_data, iso = take("user_data", str), take("iso", str)
         return LabVm(
             name=self.group,
             group=self.group,
@@ -125,6 +125,7 @@ class _Reader:
             memory=self._size("memory"),
             cpus=take("cpus", int),
             image=image,
+            iso=None if iso is None else self._path(iso),
             pool=pool,
             size=size,
             bus=self.table.one_of("bus", ("", *BUSES), "") or None,

@@ -16,6 +16,7 @@ from drivebay.vm.disks import check_volume_free
 from drivebay.vm.firmware import find_uefi
 from drivebay.vm.images.building import RECIPES, build_image
 from drivebay.vm.images.store import Image
+from drivebay.vm.iso import check_iso
 from drivebay.vm.lab.disks import reference_of, there_is
 from drivebay.vm.lab.model import LabVm
 from drivebay.vm.lab.record import Thing
@@ -106,6 +107,8 @@ def check_files(vm: LabVm) -> None:
     """Raises: HostError for a file that the VM needs and that can't be read."""
     files = [] if vm.boot is None else [vm.boot.kernel, vm.boot.initrd]
     files += [] if vm.user_data is None else [str(vm.user_data)]
+    if vm.iso is not None:
+        check_iso(vm.iso)
     for name in filter(None, files):
         try:
             with Path(name).open("rb"):
@@ -124,12 +127,15 @@ def _cloud_init(vm: LabVm, has: bool | None) -> CloudInit | None:
         "user": vm.user, "ssh_keys": vm.ssh_keys, "packages": vm.packages,
         "user_data": vm.user_data,
     }  # fmt: skip
-    if vm.image is None or has is False:
+    if vm.image is None and vm.iso is not None:
+        if not any(value is not None for value in said.values()):
+            return None
+    elif vm.image is None or has is False:
         for key, value in said.items():
             if value is not None:
                 raise UsageError(
                     f"'{key}' is for cloud-init, which "
-                    + ("the image lacks" if vm.image else "only an image may have"),
+                    + ("the image lacks" if vm.image else "only an image or an ISO may have"),
                     field=key,
                 )
         return None
@@ -173,6 +179,7 @@ def _wish(up: Up, vm: LabVm, image: Image | None) -> Wish:
         memory=MEMORY if vm.memory is None else vm.memory,
         cpus=CPUS if vm.cpus is None else vm.cpus,
         image=image,
+        iso=vm.iso,
         disks=disks,
         net=_net(up, vm),
         bus=vm.bus or "virtio",
