@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from drivebay.errors import AlreadyExists, HostError, InUse, NotFound, UsageError
+from drivebay.vm import store
 from drivebay.vm.spec import VmSpec
 from drivebay.vm.store import Vm, Vms
 from tests.unit.vm_world import MIB, bare
@@ -51,6 +52,19 @@ def test_a_vm_is_made_listed_read_and_deleted(vms: Vms) -> None:
     with vms.locked("web"):
         vms.delete(made)
     assert entries(vms) == ["db"]
+
+
+def test_what_a_killed_command_has_left_goes_a_day_later(
+    vms: Vms, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(vms)
+    (vms.folder / ".new-1234" / "keys").mkdir(parents=True)
+    os.utime(vms.folder / ".new-1234", (0, 0))  # as a VM's may be that is being deleted now
+    make(vms, "db")
+    assert entries(vms) == [".new-1234", "db", "web"]
+    monkeypatch.setattr(store, "_LEFT_SECONDS", -60.0)
+    make(vms, "mail")
+    assert entries(vms) == ["db", "mail", "web"]
 
 
 def test_a_fill_that_fails_leaves_nothing(vms: Vms) -> None:

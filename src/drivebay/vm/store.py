@@ -13,6 +13,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = ["RUNNING_FILE", "Vm", "Vms", "write_private"]
 RUNNING_FILE: Final = "running.json"
 _SPEC: Final = "vm.toml"
 _NEW: Final = ".new-"
+_LEFT_SECONDS: Final = 86400.0  # a folder that is still unfinished then is nobody's
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ class Vms:
         """
         self.check_free(spec.name)
         self._make_folder()
+        self._sweep()
         try:
             fresh = Path(tempfile.mkdtemp(prefix=_NEW, dir=self.folder))
         except OSError as error:
@@ -207,6 +210,14 @@ class Vms:
             (self.folder / f".lock-{vm.name}").unlink(missing_ok=True)
         except OSError as error:
             raise _refusal("can't remove", vm.folder, error) from error
+
+    def _sweep(self) -> None:
+        """Remove what commands that were killed have left: it has keys in it."""
+        for path in self.folder.glob(f"{_NEW}*"):
+            with contextlib.suppress(OSError):
+                # A rename is a change, too, so that one that is being deleted is young.
+                if path.lstat().st_ctime < time.time() - _LEFT_SECONDS:
+                    shutil.rmtree(path)
 
     def _make_folder(self) -> None:
         try:
