@@ -519,6 +519,28 @@ def test_a_pool_is_made_anew_with_all_that_stands_on_it(lab: LabWorld) -> None:
     assert lab.up(text) == []
 
 
+def test_parts_of_parts_are_made_anew_with_them(lab: LabWorld) -> None:
+    text = SMALL + '[disk.quarter]\nsplit = "part-2"\ncount = 2\n'
+    lab.up(text)
+    whole = lab.picture()
+    done = lab.up(text, "own")
+    assert [line for line in done if line.startswith(("join", "split"))] == [
+        "join the parts 'quarter' of disk 'four-ownp1'", "join the parts 'part' of disk 'four-own'",
+        "split disk 'four-own' into 2 parts", "split disk 'four-part-2' into 2 parts",
+    ]  # fmt: skip
+    assert lab.picture() == whole
+    assert lab.plan(text, "part").plan.texts[1:3] == done[1:3]
+
+
+def test_one_of_two_things_of_a_name_is_made_anew(lab: LabWorld) -> None:
+    text = '[pool.x]\nfile = "x.img"\nsize = "64M"\n[disk.x]\nsize = "8M"\n'
+    lab.up(text)
+    with pytest.raises(StateError, match="'x' is the name of several things") as told:
+        lab.plan(text, "x")
+    assert told.value.hint == "write pool.x or disk.x"
+    assert lab.plan(text, "disk.x").plan.texts[0] == "delete disk 'four-x/four-x'"
+
+
 def test_only_what_there_is_can_be_made_anew(lab: LabWorld) -> None:
     lab.up()
     with pytest.raises(NotFound, match="has made nothing called 'wub-1'") as caught:

@@ -142,7 +142,3 @@ class Lab:
     def disk(self, name: str) -> LabDisk:
         """The disk of that name, which is there."""
         return next(disk for disk in self.disks if disk.name == name)
-
-    def parts_of(self, name: str) -> list[LabDisk]:
-        """The disks into which a disk is split."""
-        return [disk for disk in self.disks if disk.base == name]

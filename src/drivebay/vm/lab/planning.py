@@ -46,10 +46,10 @@ class Doings:
 
 def plan_up(site: Site, lab: Lab, recreate: Sequence[str] = (), *, prune: bool = False) -> Doings:
     """Plan what makes the world as the file says. Raises: what would make that impossible."""
-    doomed = _closure(site, lab, [_named(site, lab, name) for name in recreate])
+    doomed = _closure(site, [_named(site, name) for name in recreate])
     inventory = _without(site, site.inventory(), doomed)
     up = Up(site, lab, inventory, frozenset((each.kind, each.name) for each in doomed))
-    leaving = in_removal_order(_leaving(site, lab))
+    leaving = [thing for thing in in_removal_order(_leaving(site, lab)) if thing not in doomed]
     if doomed:
         up.question = "Delete these, and make them anew?"
     elif prune and leaving:
@@ -105,21 +105,29 @@ def _leaving(site: Site, lab: Lab) -> list[Thing]:
 # ---- making anew --------------------------------------------------------------------------------
 
 
-def _named(site: Site, lab: Lab, name: str) -> Thing:
-    """The thing that --recreate means, by the file's name or by that which it has in the world."""
-    short = name.removeprefix(f"{lab.name}-")
-    found = [thing for thing in site.record.things.values() if thing.name in (name, short)]
+def _named(site: Site, name: str) -> Thing:
+    """The thing that --recreate means: by the file's name, its table's, or that of the world."""
+    things = site.record.things.values()
+    short = name.removeprefix(f"{site.name}-")
+    found = [thing for thing in things if name in (thing.name, _table(thing))]
+    found = found or [thing for thing in things if thing.name == short]
     if not found:
-        known = [thing.name for thing in site.record.things.values()]
+        known = [thing.name for thing in things]
         raise NotFound(f"this lab has made nothing called '{name[:80]}'", hint=nearest(name, known))
     if len(found) > 1:
         raise StateError(
-            f"'{name}' is the name of several: {' and '.join(thing.kind for thing in found)}"
+            f"'{name}' is the name of several things of this lab",
+            hint=f"write {' or '.join(_table(thing) for thing in found)}",
         )
     return found[0]
 
 
-def _closure(site: Site, lab: Lab, named: Sequence[Thing]) -> list[Thing]:
+def _table(thing: Thing) -> str:
+    """As its table in the file is called."""
+    return f"{'disk' if thing.kind == 'parts' else thing.kind}.{thing.name}"
+
+
+def _closure(site: Site, named: Sequence[Thing]) -> list[Thing]:
     """With all that stands on them: disks in a pool, VMs that began in it, parts of a disk."""
     doomed = list(named)
     for thing in doomed:  # it grows meanwhile
@@ -147,7 +155,11 @@ def _without(site: Site, inventory: Inventory, doomed: Sequence[Thing]) -> Inven
 def _stands_on(site: Site, other: Thing, thing: Thing) -> bool:
     if thing.kind == "pool":
         return other.kind in ("disk", "vm") and other.bdev.startswith(f"{site.full(thing.name)}/")
-    return thing.kind == "disk" and other.kind == "parts" and _is_whole(site, other, thing)
+    if other.kind != "parts":
+        return False
+    if thing.kind == "parts":
+        return part_of(thing, other.bdev)
+    return thing.kind == "disk" and _is_whole(site, other, thing)
 
 
 def _is_whole(site: Site, parts: Thing, disk: Thing) -> bool:
