@@ -147,6 +147,7 @@ def test_a_snapshot_under_writing_is_gone_back_to(bay: VmBay, console: Console) 
 def test_a_vm_that_writes_goes_through_a_file_and_boots_again(bay: VmBay, console: Console) -> None:
     begun = console.generation()
     console.wait_for(begun + 2)
+    bay.vm("snapshot", "t", "before", "--delete", "--yes")  # under a guest that writes
     file = bay.folder / "t.qcow2"
     said = bay.vm("export", "t", str(file))
     assert "as after a power cut" in said

@@ -56,6 +56,7 @@ def test_one_is_taken_shown_and_deleted(run: Run, world: World) -> None:
         "  go back: drivebay vm revert web before",
     ]
     assert run("snapshots", "web", "-q").out == "before\n"
+    assert "snapshots  before" in run("info", "web").out
     head, line = run("snapshots", "web").out.splitlines()
     assert head.split() == ["snapshot", "taken", "disks", "holds", "file", "systems"]
     assert "system, data  0 bytes" in line
@@ -111,14 +112,15 @@ def test_a_running_vm_does_not_go_back(run: Run, world: World) -> None:
     assert "hint: drivebay vm stop web" in refused.err
 
 
-def test_one_whose_machine_nobody_knows_does_not_go_back(
+def test_one_whose_machine_nobody_knows_is_left_alone(
     run: Run, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("drivebay.vm.disks.LETTING_GO_SECONDS", 0.0)
     run("snapshot", "web", "a")
     world.target.show("vm.web.system", "p/web-system", sessions=1)
-    refused = run("revert", "web", "a", "--yes")
-    assert "and yet a machine is connected to its controller 'vm.web.system'" in refused.err
+    for words in (("revert", "web", "a", "--yes"), ("snapshot", "web", "b")):
+        refused = run(*words)
+        assert "and yet a machine is connected to its controller 'vm.web.system'" in refused.err
 
 
 def test_the_list_says_what_is_missing_and_needs_no_target(run: Run, world: World) -> None:

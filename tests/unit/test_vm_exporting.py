@@ -188,6 +188,16 @@ def test_disks_that_cannot_be_read_as_one_moment(world: World, vm: Vm, out: Path
         wish(world, vm, out / "f.raw")
 
 
+def test_one_whose_machine_nobody_knows_is_not_exported(
+    world: World, vm: Vm, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("drivebay.vm.disks.LETTING_GO_SECONDS", 0.0)
+    world.target.show("vm.web.system", "p/web-system", sessions=1)
+    with pytest.raises(InUse, match="VM 'web' is off, and yet a machine is connected"):
+        run(world, vm, out / "f.raw")
+    nothing_left(world, out)
+
+
 def test_no_room_is_told_before_anything_is_done(
     world: World, vm: Vm, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,8 +12,10 @@ import pytest
 
 from drivebay.disks.connection import RpcRefused, call
 from drivebay.disks.inventory import Disk
+from drivebay.errors import StateError
+from drivebay.host.machine import check_machine
 from drivebay.rpc.client import Client
-from drivebay.vm.stillness import held_still, take_snapshots
+from drivebay.vm.stillness import held_still, refuse_half_reverted, take_snapshots
 from drivebay.vm.store import Vm
 from tests.fakes.qemu_agent import FakeAgent, says
 from tests.unit.vm_world import World, bare
@@ -111,6 +113,18 @@ def test_a_vm_that_was_paused_stays_paused(vm: Vm, monitor: Monitor) -> None:
     with held_still(vm):
         pass
     assert monitor.asked == ["query-chardev", "query-status", "hung up"]
+
+
+def test_a_vm_that_is_half_reverted_is_refused_and_the_doctor_says_why(world: World) -> None:
+    vm = world.vm("web")
+    assert [each for each in check_machine(world.vms, "web", None) if each.subject == "snapshots"
+            ] == []  # fmt: skip
+    vm.unfinished_revert.write_text("before")
+    with pytest.raises(StateError, match="its disks may be of different moments"):
+        refuse_half_reverted(vm)
+    (said,) = [each for each in check_machine(world.vms, "web", None)
+               if each.subject == "snapshots"]  # fmt: skip
+    assert (said.level, said.mend) == ("problem", "drivebay vm revert web before")
 
 
 # ---- all or none --------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from drivebay.disks.sizes import format_size
 from drivebay.errors import DrivebayError, StateError
 from drivebay.vm import run
 from drivebay.vm.disks import controller_name
+from drivebay.vm.snapshots import all_of
 from drivebay.vm.spec import DHCP, DiskSpec, NetSpec, VmSpec
 from drivebay.vm.spec_file import read_spec
 from drivebay.vm.store import Vm, Vms
@@ -91,6 +92,8 @@ def info(found: argparse.Namespace) -> int:
         only = ", read-only" if share.read_only else ""
         print(f"share      {share.tag}: {share.directory}{only}")
     print(f"autostart  {'with the host' if spec.autostart else 'no'}")
+    if shown["snapshots"]:
+        print(f"snapshots  {', '.join(shown['snapshots'])}")
     for address in shown["addresses"]:
         print(f"address    {address}, as its guest agent says")
     print(f"folder     {vm.folder}")
@@ -144,6 +147,7 @@ def _known(vm: Vm) -> dict[str, Any]:
             for net in spec.nets
         ],
         "shares": [dict(vars(share)) for share in spec.shares],
+        "snapshots": all_of(vm),
         "pending": [] if found is None else pending(vm, found),
         "folder": str(vm.folder),
     }

@@ -41,7 +41,10 @@ def snapshot(found: argparse.Namespace) -> int:
                 _say_deleted(vm, doomed, found)
             return DONE
         runs = run.running(vm) is not None
-        taking = plan_taking(vm, found.tag, runs, client, read_inventory(client))
+        # One that runs and that nobody knows of could not be held still.
+        inventory = (read_inventory(client) if runs
+                     else inventory_when_let_go(client, vm.name, vm.spec.disks))  # fmt: skip
+        taking = plan_taking(vm, found.tag, runs, client, inventory)
         if not carry_out(taking.plan, found):
             return DONE
     taken = find(vm, found.tag)

@@ -20,6 +20,7 @@ from drivebay.vm import run
 from drivebay.vm.disks import check_writers
 from drivebay.vm.lifecycle import check_able, check_cd, check_image
 from drivebay.vm.qemu import find_qemu
+from drivebay.vm.stillness import refuse_half_reverted
 from drivebay.vm.store import Vm, Vms
 
 __all__ = ["check_machine"]
@@ -35,6 +36,7 @@ def check_machine(vms: Vms, name: str, named_socket: str | None) -> Iterator[Fin
         yield failed("vm.toml", error)
         return
     yield Finding("ok", "vm.toml", f"{vm.folder / 'vm.toml'} can be read")
+    yield from _check_revert(vm)
     yield from _check_secrets(vm)
     yield _attempt("qemu", lambda: _check_qemu(vm))
     yield _attempt("image", lambda: _check_image(vm))
@@ -50,6 +52,13 @@ def check_machine(vms: Vms, name: str, named_socket: str | None) -> Iterator[Fin
         yield from _check_ports(vm)
     else:
         yield from _check_running(vm, found)
+
+
+def _check_revert(vm: Vm) -> Iterator[Finding]:
+    try:
+        refuse_half_reverted(vm)
+    except DrivebayError as error:
+        yield failed("snapshots", error)
 
 
 def _attempt(subject: str, check: Callable[[], str]) -> Finding:

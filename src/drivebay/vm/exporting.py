@@ -37,7 +37,7 @@ from drivebay.errors import (
     UsageError,
 )
 from drivebay.vm import run
-from drivebay.vm.disks import EXPORT_SNAPSHOT
+from drivebay.vm.disks import EXPORT_SNAPSHOT, inventory_when_let_go
 from drivebay.vm.images import qemu_img
 from drivebay.vm.images.store import Report, host_errors
 from drivebay.vm.stillness import (
@@ -178,6 +178,7 @@ def export(wanted: Export, vms: Vms, client: Client | None, report: Report) -> N
             else:
                 _flatten(wanted, vms, client, report)
                 if wanted.kind == "raw":
+                    os.chown(wanted.raw, os.geteuid(), os.getegid())  # it may be the target's
                     wanted.raw.rename(wanted.fresh)
                 else:
                     _convert(wanted.raw, "raw", wanted, what, report)
@@ -219,11 +220,13 @@ def _flatten(wanted: Export, vms: Vms, client: Client, report: Report) -> None:
     """Make the raw file, by way of a snapshot that is gone afterwards."""
     with vms.locked(wanted.vm.name):
         vm = vms.load(wanted.vm.name)
-        inventory = read_inventory(client)
+        runs = run.running(vm) is not None
+        # One that runs and that nobody knows of could not be held still.
+        inventory = (read_inventory(client) if runs
+                     else inventory_when_let_go(client, vm.name, [wanted.disk]))  # fmt: skip
         volume = _volume(vm, wanted.disk, inventory)
         _sweep(client, volume, inventory)
         snapshot = (volume, snapshot_name(volume, wanted.mark))
-        runs = run.running(vm) is not None
         wanted.moment = take_snapshots(client, vm, runs, [snapshot])
     try:
         inventory = read_inventory(client)
