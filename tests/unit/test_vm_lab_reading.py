@@ -73,6 +73,10 @@ def test_counts_give_numbers_disks_and_ports(tmp_path: Path) -> None:
     }
 
 
+def test_a_disk_may_be_as_large_as_its_pool(tmp_path: Path) -> None:
+    assert read(tmp_path, FOUR.replace("40G", "300G")).disks[0].size == 300 * GIB
+
+
 def test_a_count_of_one_gives_a_number_and_none_gives_none(tmp_path: Path) -> None:
     lab = read(tmp_path, '[vm.a]\nimage = "tiny"\n[vm.b]\ncount = 1\nimage = "tiny"\n')
     assert [vm.name for vm in lab.vms] == ["a", "b-1"]
@@ -150,7 +154,7 @@ def test_a_disk_that_all_share_and_a_disk_in_parts(tmp_path: Path) -> None:
         """\
         [disk.whole]
         file = "w.img"
-        size = "4G"
+        size = "2G"
         [disk.part]
         split = "whole"
         count = 2

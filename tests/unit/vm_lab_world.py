@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from drivebay.disks import making, pools
-from drivebay.errors import StateError
+from drivebay.errors import DrivebayError, StateError
 from drivebay.rpc.client import Client
 from drivebay.vm import ssh, store
 from drivebay.vm.disks import offer
@@ -178,6 +178,17 @@ class LabWorld:
         }  # fmt: skip
 
 
+def refused(lab: LabWorld, kind: type[DrivebayError], said: str, text: str) -> str:
+    """The hint of an edited file that changes nothing."""
+    before = lab.picture()
+    lab.file.write_text(text)
+    with pytest.raises(kind, match=said) as caught:
+        lab.plan(None)
+    lab.file.write_text(LAB)
+    assert lab.picture() == {**before, "files": {**before["files"], "four.toml": len(LAB)}}
+    return str(caught.value.hint)
+
+
 class LastStep:
     """Kills the process of `up` at its step number ``at``, before or after its effect.
 
@@ -220,4 +231,4 @@ class LastStep:
             raise self.how
 
 
-__all__ = ["LAB", "MIB", "SMALL", "Killed", "LabWorld", "LastStep"]
+__all__ = ["LAB", "MIB", "SMALL", "Killed", "LabWorld", "LastStep", "refused"]
