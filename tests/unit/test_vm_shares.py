@@ -95,8 +95,11 @@ def test_what_is_no_folder(tmp_path: Path) -> None:
     assert caught.value.hint == f"mkdir {tmp_path}/gone"
     with pytest.raises(UsageError, match="names no folder"):
         read_share(":tag")
-    with pytest.raises(UsageError, match="the folder '/' needs a tag"):
-        read_share("/")
+    with pytest.raises(UsageError, match="'/' of the share .* is all of this host"):
+        read_share("/usr/..:host,ro")
+    (tmp_path / "#").mkdir()
+    with pytest.raises(UsageError, match="the folder '.*/#' needs a tag"):
+        read_share(f"{tmp_path}/#")
     with pytest.raises(HostError, match="can't look into the folder"):
         read_share("/" + "x" * 300)
 

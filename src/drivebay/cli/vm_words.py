@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from drivebay.cli.output import print_warning
 from drivebay.disks.sizes import read_size
 from drivebay.errors import UsageError
 from drivebay.vm.creation import DiskWish
@@ -83,10 +82,7 @@ def read_shares(texts: Sequence[str]) -> tuple[ShareSpec, ...]:
     """Read --share: 'none', or folders. Raises: UsageError, NotFound, HostError."""
     if list(texts) == [_NO_SHARE]:
         return ()
-    shares = tuple(read_share(text) for text in texts)
-    if any(share.directory == "/" for share in shares):
-        print_warning("the guest may read, and unless it is ',ro' change, all of this host's files")
-    return shares
+    return tuple(read_share(text) for text in texts)
 
 
 def read_cloud_init(found: argparse.Namespace, before: CloudInit) -> CloudInit:

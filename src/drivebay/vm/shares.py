@@ -103,6 +103,11 @@ def read_share(text: str) -> ShareSpec:
 def check_directory(directory: str, what: str) -> None:
     """Raises: NotFound, UsageError, HostError for what can't be shared; ``what`` is to have it."""
     path = Path(directory)
+    if os.path.realpath(path) == "/":
+        raise UsageError(
+            f"'/' of {what} is all of this host, which no guest should get",
+            hint="share the folders that it needs",
+        )
     try:
         os.listdir(path)
     except FileNotFoundError:
