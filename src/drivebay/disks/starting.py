@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["connect_or_start"]
 
-_START_SECONDS = 90.0
+_START_SECONDS = 240.0
 
 
 def connect_or_start(named: str | None) -> Client:
