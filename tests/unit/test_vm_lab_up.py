@@ -285,11 +285,28 @@ def test_what_left_the_file_is_told_and_deleted_by_prune_alone(lab: LabWorld) ->
     assert "four-big/four-data-2" in lab.world.volumes()
     assert lab.world.vms.names() == ["four-other", "four-web-1", "four-web-2"]
     assert lab.plan(text, prune=True).up.question is not None
-    lab.up(text, prune=True)
+    done = lab.up(text, prune=True)
+    assert [line.split()[1] for line in done[:5]] == ["VM", "VM", "the", "disk", "disk"]
     assert lab.world.vms.names() == ["four-web-1"]
     assert lab.world.volumes() == ["four-big/four-data-1", "four-big/four-web-1-system"]
     assert not (lab.folder / "own.img").exists()
     assert lab.plan(text).left == []
+
+
+def test_an_interface_comes_changes_and_goes(lab: LabWorld) -> None:
+    lab.up()
+    text = LAB.replace("nets = []", 'nets = [{{ net = "lan"{} }}]\n[net.lan]')
+    lab.up(text.format(""))
+    (before,) = lab.spec("four-other").nets
+    assert [forward.guest_port for forward in before.forward] == [22]
+    lab.up(text.format(', forward = ["8080:80"], address = "10.0.2.50/24"'))
+    (after,) = lab.spec("four-other").nets
+    assert (after.mac, after.address, after.gateway) == (before.mac, "10.0.2.50/24", "10.0.2.2")
+    assert [str(each) for each in after.forward] == ["127.0.0.1:8080:80", str(before.forward[0])]
+    lab.up(text.format(', forward = ["2300:22"]'))
+    assert [str(each) for each in lab.spec("four-other").nets[0].forward] == ["127.0.0.1:2300:22"]
+    lab.up()
+    assert lab.spec("four-other").nets == ()
 
 
 def test_a_disk_changes_hands(lab: LabWorld) -> None:
