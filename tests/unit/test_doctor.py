@@ -29,7 +29,7 @@ from drivebay.target.daemon import BackgroundTarget
 from drivebay.vm.kvm import Accelerator
 from drivebay.vm.packages import install_command
 from drivebay.vm.run import Running
-from drivebay.vm.spec import DiskSpec, Forward, NetSpec, VmSpec
+from drivebay.vm.spec import DiskSpec, Forward, NetSpec, VmSpec, VncSpec
 from drivebay.vm.spec_file import write_spec
 from drivebay.vm.store import Vm, Vms
 from tests.fakes.qemu import stand_in
@@ -474,9 +474,11 @@ def test_ports_in_use_and_ports_of_root(
         listening.bind(("127.0.0.1", 0))
         listening.listen()
         port = listening.getsockname()[1]
-        make(nets=(NetSpec("user", "52:54:00:12:34:56", (Forward(port, 22),)),))
-        (found,) = check(vms)
+        net = NetSpec("user", "52:54:00:12:34:56", (Forward(port, 22),))
+        make(nets=(net,), vnc=VncSpec("127.0.0.1", port))
+        found, of_vnc = check(vms)
     assert found.what == f"another program listens at port {port} of this host"
+    assert of_vnc.mend == f"ss -ltnp 'sport = :{port}'; drivebay vm set web --vnc 127.0.0.1:PORT"
     assert found.mend == (f"ss -ltnp 'sport = :{port}'; drivebay vm set web --forward PORT:22")
     assert check(vms) == []
     monkeypatch.setattr(machine, "_port_problem", lambda address, port: 13)

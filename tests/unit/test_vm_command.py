@@ -10,7 +10,7 @@ import pytest
 
 from drivebay.errors import NotFound, UsageError
 from drivebay.vm.command import command_line, spelled
-from drivebay.vm.hardware import Cd, Disk, Drive, Hardware, Listener, Memory, Share
+from drivebay.vm.hardware import Cd, Disk, Drive, Hardware, Listener, Memory, Share, Vnc
 from drivebay.vm.kvm import Accelerator
 from drivebay.vm.qemu import Qemu, Version
 
@@ -122,6 +122,28 @@ def test_a_cd_is_in_the_last_sata_port_and_read_only() -> None:
 def test_a_machine_may_end_when_its_guest_reboots() -> None:
     assert "-no-reboot" not in words(BARE)
     assert "-no-reboot" in words(replace(BARE, ends_at_reboot=True))
+
+
+@pytest.mark.parametrize(
+    ("vnc", "words_of_vnc", "objects"),
+    [
+        (Vnc("127.0.0.1", 5901), "127.0.0.1:1", []),
+        (Vnc("::1", 5900, "/pw"), "[::1]:0,password-secret=vnc-password",
+         ["secret,id=vnc-password,file=/pw"]),
+        (Vnc("0.0.0.0", 6000, tls="/c"), "0.0.0.0:100,tls-creds=vnc-tls",
+         ["tls-creds-x509,id=vnc-tls,dir=/c,endpoint=server,verify-peer=on"]),
+        (Vnc("0.0.0.0", 5902, "/pw", "/c"),
+         "0.0.0.0:2,password-secret=vnc-password,tls-creds=vnc-tls",
+         ["secret,id=vnc-password,file=/pw",
+          "tls-creds-x509,id=vnc-tls,dir=/c,endpoint=server,verify-peer=off"]),
+    ],
+)  # fmt: skip
+def test_vnc_asks_for_a_password_or_else_for_a_certificate(
+    vnc: Vnc, words_of_vnc: str, objects: list[str]
+) -> None:
+    line = words(replace(BARE, screen=True, vnc=vnc))
+    assert after(line, "-vnc") == [words_of_vnc]
+    assert after(line, "-object")[1:] == objects
 
 
 def test_only_a_machine_that_waits_for_another_starts_without_its_guest() -> None:

@@ -28,6 +28,7 @@ from drivebay.vm.qemu import Qemu
 from drivebay.vm.spec import DiskSpec
 from drivebay.vm.spec_file import read_spec
 from drivebay.vm.store import Vm
+from drivebay.vm.vnc import CERTIFICATES
 from tests.fakes.qemu import script
 from tests.fakes.qemu_monitor import FakeMonitor
 from tests.unit.vm_folder import seem_to_run
@@ -183,6 +184,33 @@ def test_a_kernel_is_copied_for_another_user(vm: Vm, needs_root: None) -> None:
         assert sorted(path.name for path in vm.folder.iterdir()) == before
         with pytest.raises(HostError, match="can't read '/none' for VM 'web'"):
             inherited.readable(Path("/none"))
+
+
+@pytest.mark.parametrize("owner", [None, NOBODY])
+def test_a_password_and_certificates_are_copied_for_the_start_alone(
+    vm: Vm, owner: Identity | None, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if owner is not None:
+        request.getfixturevalue("needs_root")
+    secret = tmp_path / "secret"
+    secret.write_text("secret\n")
+    secret.chmod(0o600)
+    for name in CERTIFICATES:
+        (tmp_path / name).write_text(name)
+    before = sorted(path.name for path in vm.folder.iterdir())
+    uid = os.geteuid() if owner is None else owner.uid
+    with ExitStack() as stack:
+        inherited = run.Descriptors(vm, owner, stack)
+        assert Path(inherited.secret(secret)).read_bytes() == b"secret"
+        folder = Path(inherited.certificates(tmp_path))
+        assert len(inherited.inherited) == 2
+        for path in (Path(inherited.secret(secret)), folder, folder / "server-key.pem"):
+            status = path.stat()
+            assert (status.st_uid, status.st_mode & 0o077) == (uid, 0)
+        assert {path.name: path.read_text() for path in folder.iterdir()} == {
+            name: name for name in CERTIFICATES
+        }
+    assert sorted(path.name for path in vm.folder.iterdir()) == before
 
 
 # ---- starting -----------------------------------------------------------------------------------

@@ -290,6 +290,7 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
         help="a folder of this host that the guest may mount, such as ~/src or /srv:data,ro; "
         "'none' for none",
     )
+    vm_screen.add_vnc_options(parser)
     parser.add_argument("--address", metavar="A/N", help="a static address, or 'dhcp'")
     parser.add_argument("--gateway", metavar="ADDRESS")
     parser.add_argument("--dns", metavar="ADDRESS", action="append")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from drivebay.cli.output import DONE, print_json, print_warning
 from drivebay.cli.steps import carry_out
+from drivebay.cli.vm_vnc import read_vnc
 from drivebay.cli.vm_words import (
     read_cloud_init,
     read_disk,
@@ -91,6 +92,7 @@ def _changed(vms: Vms, spec: VmSpec, found: argparse.Namespace) -> VmSpec:
         if iso is not None:
             check_iso(iso)
         spec = replace(spec, iso=None if iso is None else str(iso))
+    spec = replace(spec, vnc=read_vnc(found, spec.vnc, vms.others(spec.name)))
     if found.machine is not None:
         spec = replace(spec, machine=found.machine)
     if found.share is not None:

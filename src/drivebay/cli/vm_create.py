@@ -11,6 +11,7 @@ from typing import Final
 
 from drivebay.cli.output import DONE, print_json, print_warning
 from drivebay.cli.steps import carry_out
+from drivebay.cli.vm_vnc import read_vnc
 from drivebay.cli.vm_words import (
     read_cloud_init,
     read_disk,
@@ -130,6 +131,7 @@ def read_wish(found: argparse.Namespace, name: str, image: Image | None) -> Wish
         boot=boot,
         qemu_args=found.qemu_arg,
         shares=read_shares(found.share or ()),
+        vnc=read_vnc(found, None, Vms().others(name)),
         cloud_init=_read_guest(found, name, image),
         user_data=None if found.user_data is None else Path(found.user_data),
     )

@@ -23,7 +23,7 @@ from drivebay.errors import HostError, UsageError
 if TYPE_CHECKING:
     from drivebay.vm.store import Vm
 
-__all__ = ["RUN", "add_parsers", "screen", "screenshot"]
+__all__ = ["RUN", "add_parsers", "add_vnc_options", "screen", "screenshot"]
 
 _ADDRESS: Final = "127.0.0.1"
 
@@ -47,6 +47,29 @@ def add_parsers(add: Adder) -> None:
     picture = add("screenshot", "write a picture of a VM's screen")
     picture.add_argument("file", metavar="FILE.png", nargs="?", help="(default: NAME.png)")
     picture.add_argument("--force", action="store_true", help="replace a file")
+
+
+def add_vnc_options(parser: argparse.ArgumentParser) -> None:
+    """What `create` and `set` take; `vm_vnc` reads it."""
+    parser.add_argument(
+        "--vnc",
+        metavar="ADDRESS[:PORT]",
+        nargs="?",
+        const="",
+        help="serve the screen to VNC programs, too (default: at a free port of 127.0.0.1); "
+        "'none' for no more",
+    )
+    parser.add_argument(
+        "--vnc-password-file",
+        metavar="FILE",
+        help="its password; VNC uses the first eight characters. 'none' for none",
+    )
+    parser.add_argument(
+        "--vnc-tls",
+        metavar="DIR",
+        help="encrypt it, with ca-cert.pem, server-cert.pem and server-key.pem of that folder; "
+        "'none' for none",
+    )
 
 
 def screenshot(found: argparse.Namespace) -> int:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from drivebay.cli.output import DONE, print_json, print_table, print_warning
+from drivebay.cli.vm_vnc import vnc_words
 from drivebay.disks.sizes import format_size
 from drivebay.errors import DrivebayError, StateError
 from drivebay.vm import run
@@ -94,6 +95,8 @@ def info(found: argparse.Namespace) -> int:
     print(f"autostart  {'with the host' if spec.autostart else 'no'}")
     if shown["snapshots"]:
         print(f"snapshots  {', '.join(shown['snapshots'])}")
+    if spec.vnc is not None:
+        print(f"vnc        {vnc_words(spec.vnc)}")
     for address in shown["addresses"]:
         print(f"address    {address}, as its guest agent says")
     print(f"folder     {vm.folder}")
@@ -148,6 +151,7 @@ def _known(vm: Vm) -> dict[str, Any]:
         ],
         "shares": [dict(vars(share)) for share in spec.shares],
         "snapshots": all_of(vm),
+        "vnc": None if spec.vnc is None else dict(vars(spec.vnc)),
         "pending": [] if found is None else pending(vm, found),
         "folder": str(vm.folder),
     }

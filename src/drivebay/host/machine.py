@@ -128,23 +128,31 @@ def _check_disks(vm: Vm, vms: Vms, inventory: Inventory) -> Iterator[Finding]:
 
 
 def _check_ports(vm: Vm) -> Iterator[Finding]:
-    """A forward's port must be free, and above 1023 for QEMU, which is not root."""
-    for forward in (forward for net in vm.spec.nets for forward in net.forward):
-        problem = _port_problem(forward.host_address, forward.host_port)
-        mend = f"drivebay vm set {vm.name} --forward PORT:{forward.guest_port}"
+    """Each port must be free, and above 1023 for QEMU, which is not root."""
+    wanted = [
+        (forward.host_address, forward.host_port, f"--forward PORT:{forward.guest_port}")
+        for net in vm.spec.nets
+        for forward in net.forward
+    ]
+    if vm.spec.vnc is not None:
+        wanted.append((vm.spec.vnc.address, vm.spec.vnc.port, f"--vnc {vm.spec.vnc.address}:PORT"))
+    for address, port, option in wanted:
+        problem = _port_problem(address, port)
+        mend = f"drivebay vm set {vm.name} {option}"
         if problem is None:
-            yield Finding("ok", "ports", f"port {forward.host_port} is free")
+            yield Finding("ok", "ports", f"port {port} is free")
         elif problem == errno.EADDRINUSE:
-            who = f"ss -ltnp 'sport = :{forward.host_port}'"
-            what = f"another program listens at port {forward.host_port} of this host"
+            who = f"ss -ltnp 'sport = :{port}'"
+            what = f"another program listens at port {port} of this host"
             yield Finding("problem", "ports", what, f"{who}; {mend}")
         else:
-            what = f"port {forward.host_port} can't be used: {os.strerror(problem)}"
+            what = f"port {port} can't be used: {os.strerror(problem)}"
             yield Finding("problem", "ports", what, mend)
 
 
 def _port_problem(address: str, port: int) -> int | None:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as trial:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             trial.bind((address, port))

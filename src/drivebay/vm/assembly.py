@@ -25,10 +25,11 @@ from drivebay.vm.hardware import (
     Nic,
     Share,
     Start,
+    Vnc,
 )
 from drivebay.vm.images.store import Images
 from drivebay.vm.placement import Placement
-from drivebay.vm.spec import DHCP, Boot, DiskSpec, NetSpec, ShareSpec
+from drivebay.vm.spec import DHCP, Boot, DiskSpec, NetSpec, ShareSpec, VncSpec
 from drivebay.vm.store import Vm
 
 __all__ = ["Once", "Paths", "Places", "assemble", "share_socket", "vhost_disk"]
@@ -46,6 +47,8 @@ class Places(Protocol):
     def files(self) -> Sequence[tuple[int, int]]: ...
     def file(self, path: Path, flags: int = os.O_RDONLY) -> str: ...
     def readable(self, path: Path) -> str: ...
+    def secret(self, path: Path) -> str: ...
+    def certificates(self, folder: Path) -> str: ...
     def listener(self, path: Path, log: Path | None = None) -> Listener: ...
 
 
@@ -59,6 +62,12 @@ class Paths:
 
     def readable(self, path: Path) -> str:
         return str(path)
+
+    def secret(self, path: Path) -> str:
+        return str(path)
+
+    def certificates(self, folder: Path) -> str:
+        return str(folder)
 
     def listener(self, path: Path, log: Path | None = None) -> Listener:
         return Listener(path, None if log is None else str(log))
@@ -122,6 +131,7 @@ def assemble(
         serials=[("console", console)],
         agent=agent,
         screen=True,
+        vnc=None if spec.vnc is None else _vnc(spec.vnc, places),
         disks=disks,
         shares=[
             Share(
@@ -146,6 +156,12 @@ def assemble(
 def share_socket(vm: Vm, share: ShareSpec) -> Path:
     """Where a virtiofsd that somebody starts by hand should listen."""
     return vm.folder / f"share-{share.tag}.sock"
+
+
+def _vnc(vnc: VncSpec, places: Places) -> Vnc:
+    password = None if vnc.password_file is None else places.secret(Path(vnc.password_file))
+    tls = None if vnc.tls is None else places.certificates(Path(vnc.tls))
+    return Vnc(vnc.address, vnc.port, password, tls)
 
 
 def _disks(

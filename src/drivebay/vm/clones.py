@@ -106,7 +106,7 @@ def _spec(
         else replace(disk, made=disk.overlay is not None)  # what is shared stays the original's
         for disk in spec.disks
     ]
-    return replace(spec, nets=tuple(nets), disks=tuple(disks), iso=None)
+    return replace(spec, nets=tuple(nets), disks=tuple(disks), iso=None, vnc=None)
 
 
 def _unmaker(vms: Vms, name: str) -> Callable[[], object]:

@@ -22,10 +22,12 @@ from drivebay.vm.hardware import (
     Listener,
     Nic,
     Share,
+    Vnc,
     check_socket_path,
 )
 from drivebay.vm.kvm import Accelerator
 from drivebay.vm.qemu import Qemu
+from drivebay.vm.vnc import FIRST_PORT
 
 __all__ = ["CD", "CD_MEDIUM", "Properties", "command_line", "disk_parts", "spelled"]
 
@@ -73,7 +75,7 @@ def command_line(qemu: Qemu, accelerator: Accelerator, hardware: Hardware) -> li
     line += _cd(hardware.cd)
     for number, nic in enumerate(hardware.nics):
         line += _nic(nic, number)
-    line += _screen() if hardware.screen else []
+    line += _screen(hardware.vnc) if hardware.screen else []
     if hardware.start is not None:
         line += ["-kernel", hardware.start.kernel]
         line += ["-initrd", hardware.start.initrd] if hardware.start.initrd else []
@@ -277,17 +279,39 @@ def _firmware(hardware: Hardware) -> list[str]:
     return line
 
 
-def _screen() -> list[str]:
-    """What is looked at and pointed at. VNC is served where a client is handed in, and nowhere
-    else: QEMU listens at no address.
+def _screen(vnc: Vnc | None) -> list[str]:
+    """What is looked at and pointed at. VNC is served where a client is handed in; QEMU listens
+    at no address unless that is wished.
     """
     slot = _SCREEN_SLOT
     return [
         "-device", f"VGA,id=screen,bus=pcie.0,addr={slot:#x}",
         "-device", f"qemu-xhci,id=usb,bus=pcie.0,addr={slot + 1:#x}",
         "-device", "usb-tablet,id=pointer,bus=usb.0",
-        "-vnc", "none",
+        *(["-vnc", "none"] if vnc is None else _vnc(vnc)),
     ]  # fmt: skip
+
+
+def _vnc(vnc: Vnc) -> list[str]:
+    """Who has no password shows a certificate, if there are any."""
+    line = []
+    host = f"[{vnc.address}]" if ":" in vnc.address else vnc.address
+    words = f"{host}:{vnc.port - FIRST_PORT}"
+    if vnc.password is not None:
+        secret: Properties = {"qom-type": "secret", "id": "vnc-password", "file": vnc.password}
+        line += ["-object", spelled(secret)]
+        words += ",password-secret=vnc-password"
+    if vnc.tls is not None:
+        tls: Properties = {
+            "qom-type": "tls-creds-x509",
+            "id": "vnc-tls",
+            "dir": vnc.tls,
+            "endpoint": "server",
+            "verify-peer": vnc.password is None,
+        }
+        line += ["-object", spelled(tls)]
+        words += ",tls-creds=vnc-tls"
+    return [*line, "-vnc", words]
 
 
 def _listening(name: str, listener: Listener) -> str:

@@ -31,7 +31,17 @@ from drivebay.vm.iso import check_iso
 from drivebay.vm.lifecycle import check_able
 from drivebay.vm.ports import check_free, free_forward
 from drivebay.vm.qemu import Qemu
-from drivebay.vm.spec import DHCP, Boot, CloudInit, DiskSpec, Forward, NetSpec, ShareSpec, VmSpec
+from drivebay.vm.spec import (
+    DHCP,
+    Boot,
+    CloudInit,
+    DiskSpec,
+    Forward,
+    NetSpec,
+    ShareSpec,
+    VmSpec,
+    VncSpec,
+)
 from drivebay.vm.spec_file import read_spec, write_spec
 from drivebay.vm.store import Vm, Vms
 
@@ -99,6 +109,7 @@ class Wish:
     autostart: bool = False
     lab: str | None = None
     shares: Sequence[ShareSpec] = ()
+    vnc: VncSpec | None = None
     cloud_init: CloudInit | None = None  # its instance_id is chosen here
     user_data: Path | None = None
 
@@ -138,6 +149,7 @@ def plan_creation(
         disks=disks,
         nets=_nets(vms, wish, others),
         shares=tuple(wish.shares),
+        vnc=wish.vnc,
         cloud_init=_cloud_init(wish),
     )
     planned = Vm(Path(), spec, "")

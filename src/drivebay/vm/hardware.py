@@ -29,6 +29,7 @@ __all__ = [
     "Nic",
     "Share",
     "Start",
+    "Vnc",
     "check_socket_path",
 ]
 
@@ -110,6 +111,16 @@ class Start:
 
 
 @dataclass(frozen=True)
+class Vnc:
+    """A port at which the screen is served; ``password`` is a file, ``tls`` a folder."""
+
+    address: str
+    port: int
+    password: str | None = None
+    tls: str | None = None
+
+
+@dataclass(frozen=True)
 class Firmware:
     """UEFI: its code, and the variables of this machine."""
 
@@ -143,6 +154,7 @@ class Hardware:
     shares: Sequence[Share] = ()
     agent: Listener | None = None
     screen: bool = False  # a VGA card, and a pointer that knows where on it it stands
+    vnc: Vnc | None = None  # beside what is handed in over the monitor
     start: Start | None = None
     firmware: Firmware | None = None
     ends_at_reboot: bool = False

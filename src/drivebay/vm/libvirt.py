@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 from drivebay.errors import UsageError
 from drivebay.vm.command import Properties, disk_parts, spelled
-from drivebay.vm.hardware import Cd, Disk, Drive, Hardware, Listener, Memory, Nic, Share
+from drivebay.vm.hardware import Cd, Disk, Drive, Hardware, Listener, Memory, Nic, Share, Vnc
 from drivebay.vm.kvm import Accelerator
 from drivebay.vm.qemu import Qemu
 
@@ -76,6 +76,10 @@ def domain_xml(
     if user is not None:
         closed = [path for path in _opened(hardware) if not _may_read(Path(path), *user)]
         notes += [f"'{path}' can't be read by user {user[0]}, whom QEMU is" for path in closed]
+    if hardware.vnc is not None and not _is_open(hardware.vnc):
+        notes.append(
+            "VNC listens nowhere, since libvirt has its password or certificates elsewhere"
+        )
     return Domain(ElementTree.tostring(domain, encoding="unicode"), tuple(notes))
 
 
@@ -274,7 +278,11 @@ def _add_screen(devices: ElementTree.Element, hardware: Hardware) -> None:
         return
     _add(devices, "controller", type="usb", model="qemu-xhci")
     _add(devices, "input", type="tablet", bus="usb")
-    _add(_add(devices, "graphics", type="vnc"), "listen", type="none")
+    if hardware.vnc is None or not _is_open(hardware.vnc):
+        _add(_add(devices, "graphics", type="vnc"), "listen", type="none")
+    else:
+        port = _add(devices, "graphics", type="vnc", port=str(hardware.vnc.port))
+        _add(port, "listen", type="address", address=hardware.vnc.address)
     _add(_add(devices, "video"), "model", type="vga")
 
 
@@ -295,6 +303,11 @@ def _add_cd(devices: ElementTree.Element, cd: Cd, name: str) -> ElementTree.Elem
     _add(element, "target", dev=name, bus="sata")
     _add(element, "readonly")
     return element
+
+
+def _is_open(vnc: Vnc) -> bool:
+    """Whether it asks for nothing. Libvirt has passwords and certificates elsewhere."""
+    return vnc.password is None and vnc.tls is None
 
 
 def _add_serial(devices: ElementTree.Element, listener: Listener) -> None:

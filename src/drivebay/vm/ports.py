@@ -11,10 +11,11 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from drivebay.errors import InUse, StateError
-from drivebay.vm.spec import Forward
+from drivebay.vm.spec import Forward, VncSpec
 from drivebay.vm.store import Vm
+from drivebay.vm.vnc import FIRST_PORT
 
-__all__ = ["check_free", "free_forward"]
+__all__ = ["check_free", "check_vnc_free", "free_forward", "free_vnc_port"]
 
 _FIRST: Final = 2222
 _LAST: Final = 2222 + 4096
@@ -52,13 +53,35 @@ def check_free(forwards: Iterable[Forward], others: Sequence[Vm]) -> None:
         seen.add(forward.host_port)
 
 
+def free_vnc_port(others: Iterable[Vm]) -> int:
+    """A port from VNC's first on that neither a VM nor a program has. Raises: StateError."""
+    taken = dict(_taken(others))
+    for port in range(FIRST_PORT, FIRST_PORT + 100):
+        if port not in taken and _opens("127.0.0.1", port):
+            return port
+    raise StateError(
+        f"no port from {FIRST_PORT} to {FIRST_PORT + 99} is free",
+        hint="name one: --vnc ADDRESS:PORT",
+    )
+
+
+def check_vnc_free(vnc: VncSpec, others: Sequence[Vm]) -> None:
+    """Raises: InUse when another VM has the port."""
+    taken = dict(_taken(others))
+    if vnc.port in taken:
+        raise InUse(
+            f"port {vnc.port} leads to VM '{taken[vnc.port]}' already",
+            hint=f"choose another, such as --vnc {vnc.address}:{free_vnc_port(others)}",
+        )
+
+
 def _taken(others: Iterable[Vm]) -> list[tuple[int, str]]:
-    return [
-        (forward.host_port, other.name)
-        for other in others
-        for net in other.spec.nets
-        for forward in net.forward
-    ]
+    found = []
+    for other in others:
+        ports = [forward.host_port for net in other.spec.nets for forward in net.forward]
+        ports += [] if other.spec.vnc is None else [other.spec.vnc.port]
+        found += [(port, other.name) for port in ports]
+    return found
 
 
 def _opens(address: str, port: int) -> bool:

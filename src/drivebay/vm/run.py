@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import os
 import shutil
@@ -24,7 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from drivebay.errors import HostError, InUse, PeerError, StateError, UsageError
 from drivebay.target.daemon import start_ticks
@@ -37,6 +38,7 @@ from drivebay.vm.qmp import Qmp
 from drivebay.vm.spec import DiskSpec, VmSpec
 from drivebay.vm.spec_file import read_spec, write_spec
 from drivebay.vm.store import RUNNING_FILE, Vm, Vms, write_private
+from drivebay.vm.vnc import CERTIFICATES, check_certificates, read_password
 
 __all__ = [
     "Descriptors",
@@ -167,15 +169,47 @@ class Descriptors:
             return str(path)
         try:
             with path.open("rb") as source:
-                copy = tempfile.TemporaryFile(dir=self._vm.folder)  # noqa: SIM115
-                self._stack.enter_context(copy)
-                shutil.copyfileobj(source, copy)
-                copy.flush()
+                return self._copy(source)
         except OSError as error:
             raise HostError(
                 f"can't read '{path}' for VM '{self._vm.name}'", error.errno or 0, path=str(path)
             ) from error
-        os.fchown(copy.fileno(), self._owner.uid, self._owner.gid)
+
+    def secret(self, path: Path) -> str:
+        """A password, as QEMU takes it: without the line's end. Raises: UsageError, HostError."""
+        return self._copy(io.BytesIO(read_password(path)))
+
+    def certificates(self, folder: Path) -> str:
+        """A folder with copies that QEMU's user may read; they are gone when it has started.
+
+        Raises: HostError.
+        """
+        check_certificates(folder)
+        copies = Path(
+            self._stack.enter_context(
+                tempfile.TemporaryDirectory(prefix=".vnc-", dir=self._vm.folder)
+            )
+        )
+        for name in CERTIFICATES:
+            copy = copies / name
+            shutil.copyfile(folder / name, copy)
+            copy.chmod(0o600)
+            if self._owner is not None:
+                self._owner.take(copy)
+        if self._owner is not None:
+            self._owner.take(copies)
+        descriptor = os.open(copies, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._keep(descriptor)
+        return f"/proc/self/fd/{descriptor}"
+
+    def _copy(self, source: BinaryIO) -> str:
+        """A file without a name that only QEMU's user may read."""
+        copy = tempfile.TemporaryFile(dir=self._vm.folder)  # noqa: SIM115
+        self._stack.enter_context(copy)
+        shutil.copyfileobj(source, copy)
+        copy.flush()
+        if self._owner is not None:
+            os.fchown(copy.fileno(), self._owner.uid, self._owner.gid)
         self._all.append(copy.fileno())
         return f"/proc/self/fd/{copy.fileno()}"
 
@@ -276,6 +310,8 @@ def _mend(vm: Vm, child: Child) -> str:
             "that port is in use, or is below 1024, which QEMU without root may not take: "
             f"drivebay vm set {vm.name} --forward HOSTPORT:GUESTPORT"
         )
+    if "-vnc" in words and "Address already in use" in words:
+        return f"another program has that port: drivebay vm set {vm.name} --vnc ADDRESS:PORT"
     if "Cannot allocate memory" in words or "cannot set up guest memory" in words:
         return f"drivebay vm set {vm.name} --memory SIZE; free memory: drivebay doctor"
     return f"its log: {vm.qemu_log}"

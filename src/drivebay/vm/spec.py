@@ -22,6 +22,7 @@ __all__ = [
     "NetSpec",
     "ShareSpec",
     "VmSpec",
+    "VncSpec",
     "check_vm_name",
     "read_forward",
 ]
@@ -105,6 +106,16 @@ class Boot:
 
 
 @dataclass(frozen=True)
+class VncSpec:
+    """A port of this host for VNC programs."""
+
+    address: str
+    port: int
+    password_file: str | None = None
+    tls: str | None = None  # the folder of its certificates
+
+
+@dataclass(frozen=True)
 class VmSpec:
     """One VM. ``name`` is its folder's, all else stands in vm.toml."""
 
@@ -125,6 +136,7 @@ class VmSpec:
     disks: tuple[DiskSpec, ...] = ()
     nets: tuple[NetSpec, ...] = ()
     shares: tuple[ShareSpec, ...] = ()
+    vnc: VncSpec | None = None
     cloud_init: CloudInit | None = None
 
     def disk(self, name: str) -> DiskSpec | None:

@@ -24,9 +24,11 @@ from drivebay.vm.spec import (
     NetSpec,
     ShareSpec,
     VmSpec,
+    VncSpec,
     read_forward,
 )
 from drivebay.vm.tables import Table
+from drivebay.vm.vnc import check_vnc
 
 __all__ = ["read_spec", "write_spec"]
 
@@ -73,6 +75,7 @@ def read_spec(name: str, text: str) -> VmSpec:
         disks=tuple(_read_disk(table) for table in _tables(top, "disk")),
         nets=tuple(_read_net(table) for table in _tables(top, "net")),
         shares=tuple(_read_share(table) for table in _tables(top, "share")),
+        vnc=_read_vnc(top),
         cloud_init=_read_cloud_init(top),
     )
     top.end()
@@ -175,6 +178,22 @@ def _read_share(table: Table) -> ShareSpec:
     return share
 
 
+def _read_vnc(top: Table) -> VncSpec | None:
+    found = top.take("vnc", dict)
+    if found is None:
+        return None
+    table = Table(f"{top.where}, [vnc]", dict(found))
+    vnc = VncSpec(
+        address=table.take("address", str, "127.0.0.1"),
+        port=table.take("port", int, required=True),
+        password_file=table.take("password_file", str),
+        tls=table.take("tls", str),
+    )
+    table.end()
+    check_vnc(vnc, table.where)
+    return vnc
+
+
 def _read_cloud_init(top: Table) -> CloudInit | None:
     found = top.take("cloud_init", dict)
     if found is None:
@@ -211,7 +230,7 @@ def write_spec(spec: VmSpec, before: str = "") -> str:
 
 
 def _as_table(spec: VmSpec) -> dict[str, Any]:
-    boot, cloud_init = spec.boot, spec.cloud_init
+    boot, cloud_init, vnc = spec.boot, spec.cloud_init, spec.vnc
     return _without_defaults(
         {
             "uuid": spec.uuid,
@@ -236,6 +255,7 @@ def _as_table(spec: VmSpec) -> dict[str, Any]:
                 for net in spec.nets
             ],
             "share": [_without_defaults(dict(vars(share))) for share in spec.shares],
+            "vnc": None if vnc is None else _without_defaults(dict(vars(vnc))),
             "cloud_init": None
             if cloud_init is None
             else _without_defaults(
