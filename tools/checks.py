@@ -56,7 +56,7 @@ CHECK = [
     ),
     Part("types", [*PYTHON, "mypy", *PYTHON_FILES]),
     pytest_part("style"),
-    pytest_part("unit"),
+    pytest_part("unit", 600),
 ]
 TEST = [
     *CHECK,
