@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+import pexpect
 import pytest
 
 from drivebay.vm.guest_image import GuestImage
+from drivebay.vm.images.tiny import UP
 from tests.e2e.tiny_installer import DONE, MENU, WRITES, make_menu, write_installer
 from tests.e2e.vm_bay import VmBay
 
@@ -55,4 +58,27 @@ def test_an_empty_disk_is_installed_to_and_an_installed_one_starts(
         assert said(vm_bay, WRITES) == 1
     vm_bay.vm("eject", "t")
     assert (vm_bay.info("t")["iso"], vm_bay.info("t")["pending"]) == (None, [])
+    vm_bay.vm("delete", "t", "--force", "--yes")
+
+
+def test_an_installer_is_text_on_the_console_and_what_it_installed_starts(
+    vm_bay: VmBay, guest_image: GuestImage
+) -> None:
+    vm_bay.ok("image", "build", "tiny")
+    iso = vm_bay.folder / "tiny.iso"
+    write_installer(iso, guest_image, vm_bay.folder / "data/drivebay/images/tiny/image.raw")
+    words = ["create", "t", "--iso", str(iso), "--memory", "256M", "--cpus", "1", "--text"]
+    console = pexpect.spawn(
+        sys.executable, ["-m", "drivebay", "vm", *words], encoding="utf-8", timeout=600
+    )
+    console.expect_exact(WRITES)
+    console.expect_exact(DONE)
+    console.expect_exact("if it is installed: drivebay vm start t")  # a reboot is the end
+    console.expect(pexpect.EOF)
+    console.close()
+    assert console.exitstatus == 0
+    assert vm_bay.info("t")["state"] == "off"
+    vm_bay.vm("start", "t")
+    wait(vm_bay, UP)
+    vm_bay.vm("eject", "t")
     vm_bay.vm("delete", "t", "--force", "--yes")

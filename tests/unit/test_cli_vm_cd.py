@@ -214,6 +214,47 @@ def test_after_a_start_from_it_the_disk_is_first_again(world: World, running: Fa
     cd.start_last(world.vms.load("web"))  # and the machine runs on
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--text"], "--text starts the installer of an ISO"),
+        (["--text", "--iso", "none"], "--text starts the installer of an ISO"),
+        (["--text", "--iso", "ISO", "--kernel", "/k"], "and --kernel another one"),
+        (["--text", "--iso", "ISO", "--wait"], "one of the two"),
+        (["--text", "--iso", "ISO"], "has no installer's kernel"),
+        (["--text", "--iso", "/nonexistent"], "can't read the ISO"),
+    ],
+)
+def test_a_text_that_cannot_be_makes_no_vm(
+    world: World, iso: str, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = [iso if word == "ISO" else word for word in words]
+    assert run(world, "create", "web", "--image", "none", *told) in (1, 2)
+    assert said in capsys.readouterr().err
+    assert (world.vms.names(), world.volumes()) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--text", "--wait"], "one of the two"),
+        (["--text"], "has no installer's kernel"),
+        (["--text", "--boot", "iso"], "has no installer's kernel"),
+    ],
+)
+def test_what_could_not_start_again_is_not_stopped(
+    world: World, running: FakeMonitor, words: list[str], said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    assert run(world, "restart", "web", *words) in (1, 2)
+    assert said in capsys.readouterr().err
+    assert asked(running) == []
+    assert run(world, "set", "web", "--iso", "none") == 0
+    assert run(world, "restart", "web", "--boot", "iso") == 2
+    assert "VM 'web' has no ISO to start from" in capsys.readouterr().err
+    assert asked(running) == []
+
+
 def test_there_is_nothing_else_to_start_from(
     world: World, iso: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

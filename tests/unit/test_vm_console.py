@@ -28,7 +28,7 @@ from drivebay.errors import DrivebayError
 from drivebay.vm import console
 console.SILENCE_SECONDS = float(sys.argv[2])
 try:
-    print("over:", console.attach(Path(sys.argv[1])).name)
+    print("over:", console.attach(Path(sys.argv[1]), wake="wake" in sys.argv).name)
 except DrivebayError as error:
     print("error:", error)
 """
@@ -45,10 +45,10 @@ class Port:
         self._listening.settimeout(WAIT)
         self.connection: socket.socket | None = None
 
-    def accept(self) -> socket.socket:
+    def accept(self, first: bytes = b"\r") -> socket.socket:
         self.connection, _ = self._listening.accept()
         self.connection.settimeout(WAIT)
-        assert self.connection.recv(1) == b"\r"
+        assert self.connection.recv(len(first)) == first
         return self.connection
 
     def close(self) -> None:
@@ -67,12 +67,11 @@ def port(tmp_path: Path) -> Iterator[Port]:
 class Terminal:
     """A user's terminal in which the console runs."""
 
-    def __init__(self, port: Port, silence: float = NEVER) -> None:
-        self.child = pexpect.spawn(
-            sys.executable, ["-c", PROGRAM, str(port.path), str(silence)], timeout=WAIT
-        )
+    def __init__(self, port: Port, silence: float = NEVER, *, wake: bool = True) -> None:
+        words = ["-c", PROGRAM, str(port.path), str(silence), *(["wake"] if wake else [])]
+        self.child = pexpect.spawn(sys.executable, words, timeout=WAIT)
         self.child.delaybeforesend = None
-        self.guest = port.accept()
+        self.guest = port.accept(b"\r" if wake else b"")
 
     def settings(self) -> list[object]:
         found: list[object] = termios.tcgetattr(self.child.child_fd)
@@ -111,7 +110,7 @@ def test_keys_go_to_the_guest_as_they_are_and_words_come_back(terminal: Terminal
 def test_the_escape_key_leaves_and_the_terminal_is_as_before(port: Port) -> None:
     ours, theirs = os.openpty()
     before = termios.tcgetattr(theirs)
-    program = [sys.executable, "-c", PROGRAM, str(port.path), str(NEVER)]
+    program = [sys.executable, "-c", PROGRAM, str(port.path), str(NEVER), "wake"]
     process = subprocess.Popen(program, stdin=theirs, stdout=theirs)
     guest = port.accept()
     shown = b""
@@ -174,6 +173,19 @@ def test_a_silent_port_names_the_guests_setting_and_goes_on(port: Port) -> None:
         terminal.close()
 
 
+def test_one_that_is_not_woken_gets_no_key_and_may_be_silent(port: Port) -> None:
+    """Enter would answer an installer's first question."""
+    terminal = Terminal(port, silence=0.0, wake=False)
+    try:
+        terminal.ready()
+        terminal.child.send(b"x\x1d")
+        assert terminal.heard(1) == b"x"
+        terminal.child.expect_exact(b"over: LEFT")
+        assert b"serial-getty" not in terminal.child.before
+    finally:
+        terminal.close()
+
+
 def test_a_guest_that_answers_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each look at the clock takes half of the time that a guest may be silent."""
     clock = itertools.count(step=SILENCE_SECONDS / 2)
@@ -183,7 +195,7 @@ def test_a_guest_that_answers_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(b"login: ")
-        session = threading.Thread(target=_Session(keyboard, screen, ours).relay)
+        session = threading.Thread(target=_Session(keyboard, screen, ours).relay, args=(True,))
         session.start()
         assert os.read(eyes, 100) == b"login: "
         theirs.sendall(b"again")
@@ -215,6 +227,8 @@ def test_without_a_terminal_there_is_no_console(
 
 
 def test_a_console_that_is_not_there_is_named(tmp_path: Path) -> None:
-    child = pexpect.spawn(sys.executable, ["-c", PROGRAM, str(tmp_path / "no"), "1"], timeout=WAIT)
+    child = pexpect.spawn(
+        sys.executable, ["-c", PROGRAM, str(tmp_path / "no"), "1", "wake"], timeout=WAIT
+    )
     child.expect_exact(b"error: can't reach the guest's console: No such file or directory")
     child.close(force=True)

@@ -11,6 +11,7 @@ import pytest
 
 from drivebay.errors import HostError, InUse, NotFound, StateError, UsageError
 from drivebay.vm import lifecycle
+from drivebay.vm.hardware import Hardware
 from drivebay.vm.kvm import Accelerator
 from drivebay.vm.lifecycle import check_able, check_image, start, stop, write_seed
 from drivebay.vm.qemu import Qemu
@@ -18,6 +19,7 @@ from drivebay.vm.spec import CloudInit, DiskSpec
 from drivebay.vm.ssh import make_keys
 from drivebay.vm.store import Vm
 from tests.fakes.qemu_monitor import FakeMonitor
+from tests.unit.iso_files import write_iso
 from tests.unit.vm_folder import UUID, seem_to_run
 from tests.unit.vm_world import World, bare, idle_process
 
@@ -145,8 +147,37 @@ def test_an_iso_that_is_gone_or_none_stops_the_start(world: World, ready: None) 
 def test_without_an_iso_there_is_no_start_from_it(world: World, ready: None) -> None:
     world.vm("web")
     with pytest.raises(UsageError, match="VM 'web' has no ISO to start from") as caught:
-        start(world.vms, "web", world.socket, iso_first=True)
+        start(world.vms, "web", world.socket, boot_from="iso")
     assert caught.value.hint == "drivebay vm set web --iso FILE"
+
+
+@pytest.mark.parametrize(("accelerator", "first"), [("tcg", "no_timer_check "), ("kvm", "")])
+def test_an_installers_kernel_is_started_once_and_nothing_of_it_stays(
+    world: World, ready: None, monkeypatch: pytest.MonkeyPatch, accelerator: str, first: str
+) -> None:
+    files = {"/casper/vmlinuz": bytes(0x202) + b"HdrS", "/casper/initrd": b"initrd"}
+    vm = world.vm("web", iso=str(write_iso(world.folder / "iso", files)))
+    before = {path.name for path in vm.folder.iterdir()}
+    monkeypatch.setattr(lifecycle, "choose_accelerator", lambda: Accelerator(accelerator, ""))
+    started: list[Hardware] = []
+
+    def launch(vm: Vm, qemu: Qemu, how: Accelerator, hardware: Hardware, *more: object) -> None:
+        assert hardware.start is not None
+        assert hardware.start.initrd is not None
+        assert Path(hardware.start.initrd).read_bytes() == b"initrd"
+        started.append(hardware)
+        raise StateError("QEMU did not start")
+
+    monkeypatch.setattr("drivebay.vm.run.launch", launch)
+    with pytest.raises(StateError, match="did not start"):
+        start(world.vms, "web", world.socket, boot_from="text")
+    (hardware,) = started
+    assert hardware.start is not None
+    assert hardware.start.append == f"{first}--- console=ttyS0,115200"
+    assert hardware.ends_at_reboot
+    assert world.vms.load("web") == vm
+    left = {path.name for path in vm.folder.iterdir()} - before
+    assert {name for name in left if name.startswith(".")} == set()
 
 
 # ---- the seed -----------------------------------------------------------------------------------

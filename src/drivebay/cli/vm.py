@@ -90,6 +90,8 @@ def _switch(found: argparse.Namespace) -> int:
     if found.name is None:
         raise UsageError("name a VM", hint="drivebay vm list")
     vms = Vms()
+    if found.subcommand != "stop":
+        vm_cd.check_start(found)  # before anything is stopped
     if found.subcommand != "start":
         how = stop(vms, found.name, force=found.force, timeout_s=found.timeout)
         if found.subcommand == "stop":
@@ -108,7 +110,7 @@ def start_and_say(found: argparse.Namespace) -> int:
     from drivebay.vm.store import Vms
 
     vms = Vms()
-    started = start(vms, found.name, found.socket, iso_first=found.boot == "iso")
+    started = start(vms, found.name, found.socket, boot_from=vm_cd.boot_from(found))
     if found.json:
         print_json(
             {
@@ -129,6 +131,9 @@ def start_and_say(found: argparse.Namespace) -> int:
             print(f"  log in   drivebay vm ssh {found.name}")
         for share in vm.spec.shares:
             print(f"  folder   {how_to_mount(vm.spec, share)}")
+    if found.text:
+        vm_cd.follow(found, vms.load(found.name))
+        return DONE
     _renew(vms.load(found.name))
     if found.wait:
         vm_access.wait_until_ready(vms.load(found.name))
@@ -167,6 +172,7 @@ def build_parser() -> Parser:
     create = add("create", "make a VM", changes=True, named=False)
     create.add_argument("name", metavar="NAME", nargs="?", help="its name (default: its image's)")
     _add_create(create)
+    vm_cd.add_text_option(create)
     _add_machine(create)
     importing = add("import", "make a VM of a disk image's file", changes=True, named=False)
     vm_keeping.add_import(importing)
@@ -208,7 +214,7 @@ def build_parser() -> Parser:
 
 def _add_power(add: Callable[..., Parser]) -> None:
     start = add("start", "start a VM", named=False)
-    vm_cd.add_boot_option(start)
+    vm_cd.add_boot_options(start)
     _add_wait(start)
     vm_several.add_names(start, "--autostart", "all that start with the host, and do not run")
     for name, text in (("stop", "switch a VM off"), ("restart", "switch it off, and start it")):
@@ -222,14 +228,14 @@ def _add_power(add: Callable[..., Parser]) -> None:
             help="how long the guest has to switch itself off (default: %(default)g)",
         )
         if name == "restart":
-            vm_cd.add_boot_option(stop)
+            vm_cd.add_boot_options(stop)
             _add_wait(stop)
         else:
             vm_several.add_names(stop, "--all", "all that run, at the same time")
 
 
 def _add_create(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(boot=None)
+    parser.set_defaults(boot=None, text=False)
     parser.add_argument(
         "--image",
         metavar="IMAGE",

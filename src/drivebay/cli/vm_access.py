@@ -21,7 +21,15 @@ if TYPE_CHECKING:
     from drivebay.vm.spec import VmSpec
     from drivebay.vm.store import Vm
 
-__all__ = ["add_parsers", "as_started", "run", "run_ssh", "split_words", "wait_until_ready"]
+__all__ = [
+    "add_parsers",
+    "as_started",
+    "open_console",
+    "run",
+    "run_ssh",
+    "split_words",
+    "wait_until_ready",
+]
 
 EXEC_SECONDS: Final = 600.0
 WAIT_SECONDS: Final = 300.0
@@ -112,17 +120,22 @@ def _load(name: str) -> Vm:
 
 
 def _console(found: argparse.Namespace) -> int:
+    open_console(_load(found.name))
+    return DONE
+
+
+def open_console(vm: Vm, *, wake: bool = True) -> bool:
+    """Connect the terminal with a VM's console; False when the VM has ended."""
     from drivebay.vm.console import ESCAPE_NAME, End, attach
     from drivebay.vm.waiting import running_or_refuse
 
-    vm = _load(found.name)
     running_or_refuse(vm)
     if sys.stdin.isatty():
         print(f"[console of '{vm.name}'; {ESCAPE_NAME} leaves it]", file=sys.stderr)
-    end = attach(vm.console_socket)
+    end = attach(vm.console_socket, wake=wake)
     what = "has ended" if end is End.GUEST_ENDED else "goes on"
     print(f"\n[VM '{vm.name}' {what}]", file=sys.stderr)
-    return DONE
+    return end is not End.GUEST_ENDED
 
 
 def _log(found: argparse.Namespace) -> int:

@@ -1,15 +1,34 @@
-"""`drivebay vm eject`, and a start from the CD: what a VM has for its installation alone."""
+"""`drivebay vm eject`, and a start from the CD: what a VM has for its installation alone.
+
+Context: a short-lived process; imported by each command of `drivebay vm`, so it imports little.
+"""
 
 from __future__ import annotations
 
 import argparse
+import sys
 from dataclasses import replace
-from typing import Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
+from drivebay.cli import vm_access
 from drivebay.cli.arguments import Parser
 from drivebay.cli.output import DONE, print_json
+from drivebay.errors import UsageError
 
-__all__ = ["add_boot_option", "add_parsers", "eject"]
+if TYPE_CHECKING:
+    from drivebay.vm.lifecycle import BootFrom
+    from drivebay.vm.store import Vm
+
+__all__ = [
+    "add_boot_options",
+    "add_parsers",
+    "add_text_option",
+    "boot_from",
+    "check_start",
+    "eject",
+    "follow",
+]
 
 
 class Adder(Protocol):
@@ -23,13 +42,55 @@ def add_parsers(add: Adder) -> None:
     add("eject", "take the ISO out of a VM's CD drive, also while it runs", changes=True)
 
 
-def add_boot_option(parser: argparse.ArgumentParser) -> None:
+def add_boot_options(parser: argparse.ArgumentParser) -> None:
     """What is started, this time only."""
     parser.add_argument(
         "--boot",
         choices=("iso",),
         help="from its ISO this time, though there may be a system on its disk",
     )
+    add_text_option(parser)
+
+
+def add_text_option(parser: argparse.ArgumentParser) -> None:
+    """For who has no screen."""
+    parser.add_argument(
+        "--text",
+        action="store_true",
+        help="start the installer on its ISO as text on the console, and open that",
+    )
+
+
+def boot_from(found: argparse.Namespace) -> BootFrom:
+    """From what this start is. Raises: UsageError."""
+    if found.text and found.wait:
+        raise UsageError("--text opens the console, and --wait waits for a login: one of the two")
+    if found.text:
+        return "text"
+    return "iso" if found.boot == "iso" else "disk"
+
+
+def check_start(found: argparse.Namespace) -> None:
+    """Whether a start that is from the CD could be. Raises: HostError, NotFound, UsageError."""
+    boot = boot_from(found)
+    if boot == "disk":
+        return
+    from drivebay.vm.installer import check_installer
+    from drivebay.vm.lifecycle import check_cd
+    from drivebay.vm.store import Vms
+
+    vm = Vms().load(found.name)
+    check_cd(vm, needed=True)
+    if boot == "text" and vm.spec.iso is not None:
+        check_installer(Path(vm.spec.iso))
+
+
+def follow(found: argparse.Namespace, vm: Vm) -> None:
+    """Open the console of an installer, where somebody can see it."""
+    if found.json or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return
+    if not vm_access.open_console(vm, wake=False):
+        print(f"if it is installed: drivebay vm start {vm.name}")
 
 
 def eject(found: argparse.Namespace) -> int:

@@ -48,6 +48,7 @@ _DISK_TO_INSTALL_TO: Final = 20 << 30
 def create(found: argparse.Namespace) -> int:
     """Make one VM, and start it if that is wished."""
     vms = Vms()
+    _check_text(found)
     qemu = find_qemu(found.qemu)
     image = _image(found)
     name = found.name or _free_name(vms, "vm" if image is None else image.name)
@@ -61,13 +62,29 @@ def create(found: argparse.Namespace) -> int:
             return DONE
     if any(disk.shared for disk in creation.spec.disks):
         print_warning(SHARING_WARNING)
-    if found.start or found.wait:
+    if found.start or found.wait or found.text:
         from drivebay.cli.vm import start_and_say
 
         found.name = name
         return start_and_say(found)
     _say(vms, creation, found)
     return DONE
+
+
+def _check_text(found: argparse.Namespace) -> None:
+    """What --text starts is there, and nothing else is to be started."""
+    if not found.text:
+        return
+    iso = read_iso(found.iso)
+    if iso is None:
+        raise UsageError("--text starts the installer of an ISO", hint="add --iso FILE")
+    if found.kernel is not None:
+        raise UsageError("--text starts the ISO's kernel, and --kernel another one")
+    from drivebay.cli.vm_cd import boot_from
+    from drivebay.vm.installer import check_installer
+
+    boot_from(found)
+    check_installer(iso)
 
 
 def _image(found: argparse.Namespace) -> Image | None:

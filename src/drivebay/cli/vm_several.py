@@ -70,8 +70,8 @@ def _start(found: argparse.Namespace) -> int:
     from drivebay.vm.several import start_several
     from drivebay.vm.store import Vms
 
-    if found.wait:
-        raise UsageError("--wait is for one VM")
+    if found.wait or found.boot or found.text:
+        raise UsageError("--wait, --boot and --text are for one VM")
     vms = Vms()
     names, broken = marked(vms)
     failed = [str(error) for error in broken]

@@ -56,8 +56,10 @@ class End(enum.Enum):
     GUEST_ENDED = "the guest has ended"
 
 
-def attach(path: Path) -> End:
+def attach(path: Path, *, wake: bool = True) -> End:
     """Relay between the terminal and the console's socket; return when either is done.
+
+    ``wake`` sends Enter first, to which a shell says its prompt again, and an installer goes on.
 
     Raises: StateError without a terminal; HostError when there is no such socket.
     """
@@ -69,13 +71,13 @@ def attach(path: Path) -> End:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as console:
         try:
             console.connect(str(path))
-            console.sendall(b"\r")  # the shell prints its prompt again
+            console.sendall(b"\r" if wake else b"")
         except OSError as error:
             code = error.errno or errno_codes.EIO
             raise HostError("can't reach the guest's console", code, path=str(path)) from error
         console.setblocking(False)
         with _raw(keyboard, screen):
-            return _Session(keyboard, screen, console).relay()
+            return _Session(keyboard, screen, console).relay(wake)
 
 
 @contextlib.contextmanager
@@ -108,8 +110,8 @@ class _Session:
         self._console = console
         self._unsent = bytearray()
 
-    def relay(self) -> End:
-        silent_at: float | None = time.monotonic() + SILENCE_SECONDS
+    def relay(self, awaits_answer: bool) -> End:
+        silent_at = time.monotonic() + SILENCE_SECONDS if awaits_answer else None
         while True:
             left = None if silent_at is None else max(0.0, silent_at - time.monotonic())
             writers = [self._console] if self._unsent else []

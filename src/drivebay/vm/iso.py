@@ -13,11 +13,12 @@ from typing import Final
 from drivebay.disks.sizes import format_size
 from drivebay.errors import HostError, UsageError
 
-__all__ = ["check_iso"]
+__all__ = ["check_iso", "read_label"]
 
 _BLOCK: Final = 2048
 _DESCRIPTOR_AT: Final = 16 * _BLOCK  # ECMA-119, 6.2.1: what is before it is anybody's
 _PRIMARY: Final = b"\x01CD001\x01"  # ECMA-119, 8.4: type, standard identifier, version
+_LABEL: Final = slice(40, 72)
 _BLOCKS: Final = slice(80, 84)  # its volume space size
 _BLOCK_SIZE: Final = slice(128, 130)
 # A disc's last blocks may lack in a copy of it, for which writers put 150 empty ones there.
@@ -32,8 +33,11 @@ _OTHERS: Final = {
 }
 
 
-def check_iso(path: Path) -> None:
-    """Whether a file can be a CD. Raises: HostError when it can't be read; UsageError."""
+def check_iso(path: Path, *, spare: int = _PADDING) -> None:
+    """Whether a file can be a CD, of which the last ``spare`` bytes may lack.
+
+    Raises: HostError when it can't be read; UsageError.
+    """
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
@@ -49,12 +53,19 @@ def check_iso(path: Path) -> None:
         raise _no_iso(path, begin, status.st_size)
     blocks = int.from_bytes(descriptor[_BLOCKS], "little")
     size = blocks * int.from_bytes(descriptor[_BLOCK_SIZE], "little")
-    if status.st_size + _PADDING < size:
+    if status.st_size + spare < size:
         raise UsageError(
             f"'{path}' is cut off: it has {format_size(status.st_size)}, and says itself that it "
             f"should have {format_size(size)}",
             hint="download it again, and compare its checksum",
         )
+
+
+def read_label(path: Path) -> bytes:
+    """The volume's name, of an ISO that was checked. Raises: OSError."""
+    with path.open("rb") as file:
+        file.seek(_DESCRIPTOR_AT)
+        return file.read(_BLOCK)[_LABEL].rstrip(b" \0")
 
 
 def _no_iso(path: Path, begin: bytes, size: int) -> UsageError:

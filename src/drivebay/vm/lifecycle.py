@@ -10,11 +10,12 @@ come first (QEMU connects while it starts), then the seed, then QEMU.
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from drivebay.disks.connection import call
 from drivebay.disks.inventory import Inventory
@@ -26,7 +27,7 @@ from drivebay.vm.assembly import Once, assemble
 from drivebay.vm.disks import check_writers, inventory_when_let_go, offer
 from drivebay.vm.images.store import Images
 from drivebay.vm.iso import check_iso
-from drivebay.vm.kvm import choose_accelerator
+from drivebay.vm.kvm import Accelerator, choose_accelerator
 from drivebay.vm.processes import unprivileged
 from drivebay.vm.qemu import Qemu, find_qemu
 from drivebay.vm.shares import check_shares, serve_shares
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "POWER_OFF_SECONDS",
+    "BootFrom",
     "Started",
     "check_able",
     "check_cd",
@@ -51,6 +53,9 @@ POWER_OFF_SECONDS: Final = 90.0
 _PRESS_EVERY_S: Final = 15.0
 
 
+BootFrom = Literal["disk", "iso", "text"]
+
+
 @dataclass(frozen=True)
 class Started:
     """A VM that was started, and how long that took."""
@@ -59,8 +64,13 @@ class Started:
     seconds: float
 
 
-def start(vms: Vms, name: str, socket: str | None = None, *, iso_first: bool = False) -> Started:
-    """Start a VM; ``iso_first`` from its CD, until it reboots.
+def start(
+    vms: Vms, name: str, socket: str | None = None, *, boot_from: BootFrom = "disk"
+) -> Started:
+    """Start a VM, from its disk, or this time only from its CD.
+
+    'iso' is until the guest reboots: then its disk is first again. 'text' starts the kernel of
+    the installer on the CD, with a serial console: when the guest reboots, the machine ends.
 
     Raises: InUse, NotFound, UsageError, StateError, HostError, Unreachable.
     """
@@ -73,22 +83,22 @@ def start(vms: Vms, name: str, socket: str | None = None, *, iso_first: bool = F
         qemu = find_qemu(vm.spec.qemu)
         check_able(vm, qemu)
         check_image(vm)
-        check_cd(vm, needed=iso_first)
+        check_cd(vm, needed=boot_from != "disk")
         check_shares(vm)
         accelerator = choose_accelerator()
         identity = unprivileged(Path("/dev/kvm") if accelerator.name == "kvm" else None)
-        sockets, placement = _prepare_disks(vms, vm, socket)
-        write_seed(vm)
         with ExitStack() as stack:
+            once = _once(vm, boot_from, accelerator, stack)
+            sockets, placement = _prepare_disks(vms, vm, socket)
+            write_seed(vm)
             run.turn_over(vm.console_log)
             descriptors = run.Descriptors(vm, identity, stack)
             served = stack.enter_context(serve_shares(vm))
-            once = Once(iso_first)
             hardware = assemble(vm, descriptors, sockets, placement, served.connections, once)
             inherited = [*descriptors.inherited, *served.connections.values()]
             found = run.launch(vm, qemu, accelerator, hardware, inherited, identity)
             served.let_go()
-        if iso_first:
+        if once.iso_first:
             cd.start_last(vm)
         _pin(vm, placement)
     return Started(found, time.monotonic() - began)
@@ -189,6 +199,21 @@ def check_cd(vm: Vm, *, needed: bool = False) -> None:
     except DrivebayError as error:
         error.hint = f"without it: drivebay vm eject {vm.name}"
         raise
+
+
+def _once(vm: Vm, boot_from: BootFrom, accelerator: Accelerator, stack: ExitStack) -> Once:
+    """How this start differs from others; QEMU has read the kernel when it answers."""
+    if boot_from != "text":
+        return Once(iso_first=boot_from == "iso")
+    from drivebay.vm.installer import take_out
+
+    assert vm.spec.iso is not None, "check_cd"
+    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix=".installer-", dir=vm.folder))
+    boot = take_out(Path(vm.spec.iso), Path(folder))
+    if accelerator.name == "tcg":
+        # An emulated processor may be too late for the kernel's test of its timer, which is fatal.
+        boot = replace(boot, append=f"no_timer_check {boot.append}")
+    return Once(boot=boot)
 
 
 def _prepare_disks(
