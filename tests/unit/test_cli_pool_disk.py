@@ -5,12 +5,10 @@ The target is a model (tests.fakes.lvol_target) behind a real socket; tests/e2e 
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
@@ -18,21 +16,9 @@ from drivebay.cli.completion import candidates
 from drivebay.cli.main import main
 from drivebay.disks import places
 from tests.fakes.lvol_target import CLUSTER, Base, LvolTarget
+from tests.unit.command import Done, Run, run_command
 
 GIB = 1 << 30
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Done]
 
 
 @pytest.fixture
@@ -59,9 +45,7 @@ def run(
     monkeypatch.setenv("XDG_DATA_HOME", str(folder / "data"))
 
     def words(group: str, subcommand: str, *more: str) -> Done:
-        code = main([group, subcommand, "-s", str(folder / "s"), *more])
-        out, err = capsys.readouterr()
-        return Done(code, out, err)
+        return run_command(capsys, group, subcommand, "-s", str(folder / "s"), *more)
 
     return words
 

@@ -5,38 +5,23 @@ The target is a model; tests/e2e has the real one, and real QEMUs.
 
 from __future__ import annotations
 
-import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
 from drivebay.cli import vm_change, vm_create, vm_show
-from drivebay.cli.main import main
 from drivebay.vm import run as vm_run
 from drivebay.vm.qemu import Qemu
 from drivebay.vm.spec import DiskSpec, ShareSpec
 from tests.fakes.qemu_monitor import FakeMonitor, Refuses
+from tests.unit.command import Done, Run, run_command
 from tests.unit.vm_folder import seem_to_run
 from tests.unit.vm_world import MIB, World, idle_process
 
 ABLE = frozenset({"memfd", "user-net", "vhost-user-blk", "vhost-user-fs"})
 QEMU = Qemu(Path("/q"), (7, 2), ABLE, ("pc-q35-7.2",), "pc-q35-7.2")
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Done]
 
 
 @pytest.fixture
@@ -47,9 +32,7 @@ def run(world: World, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.Mo
     world.pool()
 
     def words(subcommand: str, *more: str) -> Done:
-        code = main(["vm", subcommand, *more, "-s", world.socket])
-        out, err = capsys.readouterr()
-        return Done(code, out, err)
+        return run_command(capsys, "vm", subcommand, *more, "-s", world.socket)
 
     return words
 

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
 from drivebay.cli import vm_create, vm_import
-from drivebay.cli.main import main
 from drivebay.vm.images.store import Images
 from drivebay.vm.qemu import Qemu
 from drivebay.vm.spec import CloudInit, DiskSpec
+from tests.unit.command import Done, Run, run_command
 from tests.unit.vm_world import MIB, World
 
 QEMU = Qemu(
     Path("/q"), (7, 2), frozenset({"memfd", "user-net", "vhost-user-blk"}), ("pc-q35-7.2",),
     "pc-q35-7.2",
 )  # fmt: skip
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Done]
 
 
 @pytest.fixture
@@ -47,9 +32,7 @@ def run(
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
 
     def words(*given: str | Path) -> Done:
-        code = main(["vm", *map(str, given), "-s", world.socket])
-        out, err = capsys.readouterr()
-        return Done(code, out, err)
+        return run_command(capsys, "vm", *given, "-s", world.socket)
 
     yield words
     for number, handler in before.items():

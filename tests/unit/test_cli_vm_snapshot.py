@@ -4,31 +4,14 @@ snapshots when their VM is cloned or deleted.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from typing import Any, NamedTuple
-
 import pytest
 
-from drivebay.cli.main import main
 from drivebay.cli.vm_snapshot import MEMORY
 from drivebay.vm.snapshots import WAS_OFF
 from drivebay.vm.spec import DiskSpec
+from tests.unit.command import Done, Run, run_command
 from tests.unit.vm_folder import seem_to_run
 from tests.unit.vm_world import World, idle_process
-
-
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Done]
 
 
 @pytest.fixture
@@ -40,9 +23,7 @@ def run(world: World, capsys: pytest.CaptureFixture[str]) -> Run:
     world.vm("web", *disks)
 
     def words(*given: str) -> Done:
-        code = main(["vm", *given, "-s", world.socket])
-        out, err = capsys.readouterr()
-        return Done(code, out, err)
+        return run_command(capsys, "vm", *given, "-s", world.socket)
 
     return words
 

@@ -5,7 +5,6 @@ qemu-img is the real one. What is refused leaves nothing behind.
 
 from __future__ import annotations
 
-import json
 import lzma
 import os
 import random
@@ -13,14 +12,13 @@ import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 
-from drivebay.cli.main import main
 from drivebay.errors import HostError
 from drivebay.vm.images import importing
 from drivebay.vm.images.store import BuiltImage, ImageFacts, Images
+from tests.unit.command import Done, Run, run_command
 
 MIB = 1 << 20
 # 2 MiB of data, a hole, and some more, not whole MiB long.
@@ -28,27 +26,12 @@ CONTENT = random.Random(6).randbytes(MIB // 16) * 32 + bytes(3 * MIB) + b"end" *
 FORMATS = ("qcow2", "vdi", "vmdk", "vhdx")
 
 
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Run = Callable[..., Done]
-
-
 @pytest.fixture
 def run(own_folders: None, capsys: pytest.CaptureFixture[str]) -> Run:
     """`drivebay image …` with folders of its own, while no target runs."""
 
     def words(*more: str | Path) -> Done:
-        code = main(["image", *map(str, more)])
-        out, err = capsys.readouterr()
-        return Done(code, out, err)
+        return run_command(capsys, "image", *more)
 
     return words
 
