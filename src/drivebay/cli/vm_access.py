@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
-from drivebay.cli.arguments import Parser
+from drivebay.cli.arguments import Parser, parse_seconds
 from drivebay.cli.output import DONE, print_json, print_warning
 from drivebay.errors import NotFound, StateError, UsageError
 
@@ -94,20 +94,10 @@ def _timeout(parser: argparse.ArgumentParser, default: float) -> None:
     parser.add_argument(
         "--timeout",
         metavar="SECONDS",
-        type=_seconds,
+        type=parse_seconds,
         default=default,
         help=f"how long at most (default: {default:g})",
     )
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1e9:
-        raise argparse.ArgumentTypeError(f"'{text}' is no number of seconds")
-    return value
 
 
 def _load(name: str) -> Vm:

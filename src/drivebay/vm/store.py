@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 import tempfile
@@ -20,7 +19,8 @@ from pathlib import Path
 from typing import Final
 
 from drivebay.disks.places import data_folder
-from drivebay.errors import AlreadyExists, DrivebayError, HostError, InUse, NotFound
+from drivebay.errors import AlreadyExists, DrivebayError, HostError, NotFound
+from drivebay.vm.locks import held
 from drivebay.vm.spec import VmSpec, check_vm_name
 from drivebay.vm.spec_file import read_spec, write_spec
 
@@ -138,22 +138,9 @@ class Vms:
         check_vm_name(name)
         if not (self.folder / name).is_dir():
             raise _no_such(name)
-        path = self.folder / f".lock-{name}"
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise _refusal("can't lock", path, error) from error
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InUse(
-                    f"another command changes, starts or stops VM '{name}' right now",
-                    hint="try again when it is done",
-                ) from None
+        busy = f"another command changes, starts or stops VM '{name}' right now"
+        with held(self.folder / f".lock-{name}", busy):
             yield
-        finally:
-            os.close(descriptor)
 
     def check_free(self, name: str) -> None:
         """Raises: UsageError, AlreadyExists."""

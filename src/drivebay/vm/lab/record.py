@@ -9,16 +9,15 @@ what is there and in no record is somebody else's, and what is not finished is m
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 from drivebay.disks.places import data_folder, holds_data, remove_file
-from drivebay.errors import HostError, InUse, StateError
+from drivebay.errors import HostError, StateError
+from drivebay.vm.locks import held
 from drivebay.vm.store import write_private
 
 __all__ = ["Labs", "Record", "Thing"]
@@ -139,23 +138,15 @@ class Labs:
     @contextlib.contextmanager
     def locked(self, name: str) -> Iterator[None]:
         """Keep any other `up` and `down` of this lab away. Raises: InUse, HostError."""
-        path = self.folder / f".lock-{name}"
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            raise HostError(f"can't lock '{path}'", error.errno or 0, path=str(path)) from error
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InUse(
-                    f"another command brings lab '{name}' up or down right now",
-                    hint="try again when it is done",
-                ) from None
+            raise HostError(
+                f"can't make '{self.folder}'", error.errno or 0, path=str(self.folder)
+            ) from error
+        busy = f"another command brings lab '{name}' up or down right now"
+        with held(self.folder / f".lock-{name}", busy):
             yield
-        finally:
-            os.close(descriptor)
 
 
 def _read_thing(values: object) -> Thing:
