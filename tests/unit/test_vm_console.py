@@ -173,17 +173,35 @@ def test_a_silent_port_names_the_guests_setting_and_goes_on(port: Port) -> None:
         terminal.close()
 
 
-def test_one_that_is_not_woken_gets_no_key_and_may_be_silent(port: Port) -> None:
+def test_one_that_is_not_woken_gets_no_key(port: Port) -> None:
     """Enter would answer an installer's first question."""
-    terminal = Terminal(port, silence=0.0, wake=False)
+    terminal = Terminal(port, wake=False)
     try:
         terminal.ready()
         terminal.child.send(b"x\x1d")
         assert terminal.heard(1) == b"x"
         terminal.child.expect_exact(b"over: LEFT")
-        assert b"serial-getty" not in terminal.child.before
     finally:
         terminal.close()
+
+
+def test_one_that_was_asked_nothing_may_be_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(step=SILENCE_SECONDS)
+    monkeypatch.setattr("drivebay.vm.console.time.monotonic", lambda: next(clock))
+    keyboard, fingers = os.pipe()
+    eyes, screen = os.pipe()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        session = threading.Thread(target=_Session(keyboard, screen, ours).relay, args=(False,))
+        session.start()
+        os.write(fingers, b"x")
+        assert theirs.recv(1) == b"x"
+        os.write(fingers, b"\x1d")
+        session.join(WAIT)
+    os.close(screen)
+    assert os.read(eyes, 1000) == b""
+    for descriptor in (keyboard, fingers, eyes):
+        os.close(descriptor)
 
 
 def test_a_guest_that_answers_is_told_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -117,6 +117,21 @@ def test_an_iso_without_its_end(tmp_path: Path) -> None:
         take_out(iso, tmp_path)
 
 
+def test_a_folder_that_leads_to_itself(tmp_path: Path) -> None:
+    """Who follows it never comes to an end."""
+    iso = write_iso(tmp_path / "iso", {**DEBIAN, "/a/b/c": b"c"})
+    data = bytearray(iso.read_bytes())
+    root = int.from_bytes(data[16 * 2048 + 158 : 16 * 2048 + 162], "little")
+    at = root * 2048
+    for _ in range(3):  # behind '.' and '..', which are folders too, and the first file or folder
+        at += data[at]
+    assert data[at + 25] & 2, "no folder"
+    data[at + 2 : at + 10] = root.to_bytes(4, "little") + root.to_bytes(4, "big")
+    iso.write_bytes(data)
+    with pytest.raises(UsageError, match="is broken, or made in an unusual way: .*loop"):
+        check_installer(iso)
+
+
 def complaint(iso: Path, folder: Path) -> str | None:
     """What is said of an ISO; None when its installer is taken out."""
     folder.mkdir()

@@ -28,6 +28,7 @@ __all__ = [
     "check_start",
     "eject",
     "follow",
+    "look_for_installer",
 ]
 
 
@@ -70,19 +71,30 @@ def boot_from(found: argparse.Namespace) -> BootFrom:
     return "iso" if found.boot == "iso" else "disk"
 
 
+def look_for_installer(iso: Path) -> None:
+    """Look at an ISO, of which all names are read: seconds, for thousands of files.
+
+    Raises: HostError, NotFound, UsageError.
+    """
+    from drivebay.cli.progress import print_line
+    from drivebay.vm.installer import check_installer
+
+    print_line(f"looking for the installer on '{iso.name}'")
+    check_installer(iso)
+
+
 def check_start(found: argparse.Namespace) -> None:
     """Whether a start that is from the CD could be. Raises: HostError, NotFound, UsageError."""
     boot = boot_from(found)
     if boot == "disk":
         return
-    from drivebay.vm.installer import check_installer
     from drivebay.vm.lifecycle import check_cd
     from drivebay.vm.store import Vms
 
     vm = Vms().load(found.name)
     check_cd(vm, needed=True)
     if boot == "text" and vm.spec.iso is not None:
-        check_installer(Path(vm.spec.iso))
+        look_for_installer(Path(vm.spec.iso))
 
 
 def follow(found: argparse.Namespace, vm: Vm) -> None:

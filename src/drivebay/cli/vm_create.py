@@ -80,11 +80,10 @@ def _check_text(found: argparse.Namespace) -> None:
         raise UsageError("--text starts the installer of an ISO", hint="add --iso FILE")
     if found.kernel is not None:
         raise UsageError("--text starts the ISO's kernel, and --kernel another one")
-    from drivebay.cli.vm_cd import boot_from
-    from drivebay.vm.installer import check_installer
+    from drivebay.cli.vm_cd import boot_from, look_for_installer
 
     boot_from(found)
-    check_installer(iso)
+    look_for_installer(iso)
 
 
 def _image(found: argparse.Namespace) -> Image | None:
