@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.e2e.autostart_guest import SHARES, prepare
 from tests.e2e.vm_bay import VmBay
 
 pytestmark = pytest.mark.needs_qemu
@@ -34,9 +35,13 @@ def debian(vm_bay: VmBay, debian_image: Path) -> VmBay:
     key = vm_bay.folder / "own"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
     vm_bay.start_target()
+    work = vm_bay.folder / "work"
+    work.mkdir()
+    shares = [word for share in (*SHARES, str(work)) for word in ("--share", share)]
     vm_bay.vm(
         "create", "web", "--image", "debian", "--disk", "3G", "--memory", "768M", "--cpus", "1",
-        "--address", "10.0.2.50/24", "--user", "joe", "--ssh-key", f"{key}.pub", "--start",
+        "--address", "10.0.2.50/24", "--user", "joe", "--ssh-key", f"{key}.pub", *shares,
+        "--start",
     )  # fmt: skip
     vm_bay.vm("wait", "web", "--for", "ssh", "--timeout", BOOT_SECONDS)
     return vm_bay
@@ -81,6 +86,14 @@ def test_files_and_programs_go_in_and_out(debian: VmBay) -> None:
     assert b"root:" in Path(f"{file}.out").read_bytes()
     done = debian.program("vm", "exec", "web", "--", "sh", "-c", "id -un; echo no >&2; exit 7")
     assert (done.returncode, done.stdout, done.stderr) == (7, "root\n", "no\n")
+
+
+def test_cloud_init_mounts_the_shared_folders(debian: VmBay) -> None:
+    (debian.folder / "work/text").write_text("from the host\n")
+    assert debian.ssh("web", "cat /mnt/work/text; sudo touch /mnt/work/made") == "from the host\n"
+    assert (debian.folder / "work/made").exists()
+    said = debian.ssh("web", "sudo touch /mnt/libs/made 2>&1 || true")
+    assert "Read-only file system" in said
 
 
 def test_a_disk_grows_while_its_guest_runs(debian: VmBay) -> None:
@@ -211,4 +224,41 @@ def test_deleted_clones_leave_the_original_as_it_was(debian: VmBay, clones: str)
     (system,) = [disk for disk in debian.json("disk", "list") if disk["name"] == "web-system"]
     assert system["snapshots"] == []
     assert debian.ssh("web", "cat /etc/both /etc/later") == "both\nlater\n"
-    assert debian.vm("stop", "web") == "VM 'web' is off\n"
+
+
+# ---- a host of VMs in the guest -----------------------------------------------------------------
+
+
+ACTIVE = 'until [ "$(systemctl is-active drivebay)" = active ]; do sleep 1; done'
+INNER = "ps -e -o user=,pid=,args= | grep 'guest=inne[r]'"
+
+
+def test_a_unit_brings_vms_back_outlives_its_target_and_stops_in_order(
+    debian: VmBay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepare(debian.folder / "work", monkeypatch)
+    show = "systemctl show --value --property"
+    debian.ssh("web", "sudo sh /mnt/work/setup", timeout_s=float(BOOT_SECONDS))
+    said = debian.ssh(
+        "web",
+        f"sudo systemctl start drivebay; {ACTIVE}; {show} StatusText drivebay; {INNER}; "
+        f"ps -e -o args= | grep 'source=/sr[v]'; {show} MainPID drivebay",
+        timeout_s=float(BOOT_SECONDS),
+    )
+    status, inner, *served, target = said.splitlines()
+    assert status.startswith("DEGRADED: 1 of the VMs"), said
+    assert "vm.toml of 'broken' is not TOML" in status
+    assert inner.startswith("nobody ")
+    assert "virtiofsd" in served[0]
+    again = debian.ssh(
+        "web",
+        f"sudo kill -9 {target}; sleep 1; {ACTIVE}; {INNER}; {show} MainPID drivebay",
+        timeout_s=float(BOOT_SECONDS),
+    ).splitlines()
+    assert again[0] == inner, "a crash of the target is none of its VMs"
+    assert again[1] not in ("0", target)
+    assert debian.vm("stop", "web", "--timeout", BOOT_SECONDS) == "VM 'web' is off\n"
+    log = debian.vm("log", "web")
+    at = log.index("VM 'inner' is off")
+    assert "the target has ended" not in log[:at], "disks are there as long as a VM is"
+    assert "the target has ended" in log[at:]

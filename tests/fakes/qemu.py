@@ -8,7 +8,7 @@ from typing import Any
 
 from drivebay.vm import qemu_probe
 
-__all__ = ["ABSENT", "script", "stand_in"]
+__all__ = ["ABSENT", "answers", "script", "stand_in"]
 
 GREETING: dict[str, Any] = {"QMP": {"version": {}, "capabilities": []}}
 ANSWERS: dict[str, Any] = {
@@ -31,8 +31,8 @@ def script(path: Path, text: str) -> Path:
     return path
 
 
-def stand_in(path: Path, **changed: Any) -> Path:
-    """A program that answers as QEMU does; a text instead of an answer is a refusal."""
+def answers(**changed: Any) -> str:
+    """What QEMU says to the probe's questions; a text instead of an answer is a refusal."""
     names = [*ANSWERS, "user-net", "seccomp", "block-driver", *qemu_probe._TYPES]
     lines = [GREETING]
     for name in names:
@@ -43,6 +43,11 @@ def stand_in(path: Path, **changed: Any) -> Path:
             lines.append({"id": name, "error": {"class": "GenericError", "desc": value}})
         else:
             lines.append({"id": name, "return": value})
+    return "".join(json.dumps(line) + "\n" for line in lines)
+
+
+def stand_in(path: Path, **changed: Any) -> Path:
+    """A program that gives these answers."""
     saying = path.with_suffix(".answers")
-    saying.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    saying.write_text(answers(**changed))
     return script(path, f"echo x >> {path}.asked; cat {saying}")
