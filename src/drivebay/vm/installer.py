@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,11 @@ __all__ = ["check_installer", "take_out"]
 KERNEL_MOST: Final = 128 << 20
 INITRD_MOST: Final = 1 << 30
 _CHUNK: Final = 1 << 20
+# What Python says when pycdlib follows numbers that lead nowhere.
+_STUMBLES: Final = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError),
+    *(RecursionError, TypeError, ValueError, struct.error),
+)
 _MAGIC: Final = slice(0x202, 0x206)  # Linux' Documentation/arch/x86/boot.rst: "HdrS"
 # What udev leaves as it is in the name of a link by label; all else is written as \xNN.
 _LABEL_LETTERS: Final = frozenset(
@@ -96,7 +102,7 @@ def _spelled(label: bytes) -> str:
 @contextlib.contextmanager
 def _opened(iso: Path) -> Iterator[pycdlib.PyCdlib]:
     check_iso(iso, spare=0)  # pycdlib would cut short a file that goes on behind the end
-    import pycdlib  # only here: it takes a moment
+    import pycdlib.pycdlibexception  # only here: it takes a moment
 
     disc = pycdlib.PyCdlib()
     try:
@@ -111,7 +117,7 @@ def _opened(iso: Path) -> Iterator[pycdlib.PyCdlib]:
         raise HostError(
             f"can't take an installer out of '{iso}'", error.errno or errno.EIO, path=str(iso)
         ) from error
-    except Exception as error:
+    except (pycdlib.pycdlibexception.PyCdlibException, *_STUMBLES) as error:
         raise UsageError(
             f"'{iso}' is broken, or made in an unusual way: {str(error)[:200] or repr(error)}",
             hint="compare its checksum; or start it without --text",
