@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -54,6 +56,41 @@ def test_a_relative_runtime_folder_is_not_used(monkeypatch: pytest.MonkeyPatch) 
 def test_a_live_process_is_found(folder: Path) -> None:
     assert daemon.find_background() is None
     assert record(folder) == daemon.find_background()
+
+
+# Its first thread ends, and the other one holds the port until a line comes.
+HALF_OVER = """
+import ctypes, os, socket, sys, threading
+held = socket.create_server(("127.0.0.1", 0))
+threading.Thread(target=lambda: (sys.stdin.readline(), os._exit(0))).start()
+print(flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_a_process_lives_until_its_last_thread_ended() -> None:
+    words = [sys.executable, "-c", HALF_OVER]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        until("its first thread is over", lambda: state(process.pid) == "Z")
+        assert daemon.start_ticks(process.pid) is not None
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        until("it has ended", lambda: daemon.start_ticks(process.pid) is None)
+        assert state(process.pid) == "Z"  # nobody has waited for it yet
+
+
+def until(what: str, true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline, f"not in time: {what}"
+        time.sleep(0.01)
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 @pytest.mark.parametrize("change", [{"start_ticks": 1}, {"pid": 0}, {"surplus": 1}])

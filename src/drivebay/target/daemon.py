@@ -167,9 +167,13 @@ def _stat_fields(pid: int) -> list[str] | None:
 def start_ticks(pid: int) -> int | None:
     """When a process began, since boot, which tells it from a later one with its id; None if it
     has ended.
+
+    Its first thread may be over before the others, which then still hold its ports and files.
     """
     fields = _stat_fields(pid)
-    return None if fields is None or fields[0] in "ZX" else int(fields[19])
+    if fields is None or (fields[0] in "ZX" and int(fields[17]) <= 1):
+        return None
+    return int(fields[19])
 
 
 def make_state_folder() -> Path:
