@@ -1,13 +1,12 @@
 """`drivebay vm console|ssh|ssh-config|exec|cp|log|wait`: into a running VM, and what it says.
 
-Context: a command in the foreground. ssh and scp are OpenSSH's own, told where the VM is and
-how its guest is recognized. Their exit codes, and those of programs in the guest, are ours.
+Context: a command in the foreground. The exit codes of ssh, of scp and of programs in the guest
+are ours.
 """
 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,26 +14,22 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from drivebay.cli.arguments import Parser, parse_seconds
 from drivebay.cli.output import DONE, print_json, print_warning
-from drivebay.errors import NotFound, StateError, UsageError
+from drivebay.errors import NotFound, UsageError
 
 if TYPE_CHECKING:
-    from drivebay.vm.spec import VmSpec
     from drivebay.vm.store import Vm
 
 __all__ = [
     "add_parsers",
-    "as_started",
     "open_console",
     "run",
-    "run_ssh",
     "split_words",
     "wait_until_ready",
 ]
 
 EXEC_SECONDS: Final = 600.0
 WAIT_SECONDS: Final = 300.0
-_SSH_FAILED: Final = 255
-_BANNER_SECONDS: Final = 5.0
+_LAST_CODE: Final = 255  # of a process
 _FOLLOW_EVERY_S: Final = 0.2
 
 
@@ -162,6 +157,7 @@ def _log(found: argparse.Namespace) -> int:
 
 
 def _ssh(found: argparse.Namespace) -> int:
+    from drivebay.cli.vm_ssh import as_started, run_ssh
     from drivebay.vm.ssh import ssh_command
 
     vm = _load(found.name)
@@ -181,30 +177,6 @@ def _ssh_config(found: argparse.Namespace) -> int:
     vm = _load(found.name)
     print(ssh_config(vm.spec, vm.keys), end="")
     return DONE
-
-
-def as_started(vm: Vm) -> VmSpec:
-    """What a VM is as it runs. Raises: StateError."""
-    from drivebay.vm.waiting import running_or_refuse, started_spec
-
-    return started_spec(vm, running_or_refuse(vm))
-
-
-def run_ssh(spec: VmSpec, command: list[str]) -> int:
-    """Run ssh or scp; if it could not connect, say what the guest lacks."""
-    from drivebay.vm.ssh import read_banner
-
-    try:
-        code = subprocess.run(command).returncode
-    except FileNotFoundError:
-        raise StateError(
-            f"there is no {command[0]} on this host",
-            hint="sudo apt install openssh-client   (Fedora, AlmaLinux, openEuler: sudo dnf "
-            "install openssh-clients)",
-        ) from None
-    if code != DONE and (code == _SSH_FAILED or command[0] == "scp"):
-        read_banner(spec, _BANNER_SECONDS)
-    return code if code >= 0 else 128 - code
 
 
 # ---- guest agent --------------------------------------------------------------------------------
@@ -236,7 +208,7 @@ def _exec(found: argparse.Namespace) -> int:
         stream.flush()
     if output.truncated:
         print_warning("the guest agent cut off what was more than 16 MiB")
-    return min(output.code, _SSH_FAILED)
+    return min(output.code, _LAST_CODE)
 
 
 # ---- waiting ------------------------------------------------------------------------------------

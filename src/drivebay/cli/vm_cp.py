@@ -7,7 +7,7 @@ from pathlib import Path
 
 from drivebay.cli.output import DONE, print_warning
 from drivebay.cli.progress import Phases
-from drivebay.cli.vm_access import as_started, run_ssh
+from drivebay.cli.vm_ssh import as_started, run_ssh
 from drivebay.errors import DrivebayError, StateError, UsageError
 from drivebay.vm import run
 from drivebay.vm.agent import Agent
