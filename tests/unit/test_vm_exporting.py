@@ -174,6 +174,16 @@ def test_a_file_that_is_there_stays(world: World, vm: Vm, out: Path) -> None:
     assert world.target.calls == []
 
 
+def test_a_file_that_appears_meanwhile_stays(world: World, vm: Vm, out: Path) -> None:
+    wanted = wish(world, vm, out / "f.raw")
+    wanted.target.write_text("mine")
+    with pytest.raises(AlreadyExists, match="there is a file"):
+        export(wanted, world.vms, world.client, quiet)
+    assert wanted.target.read_text() == "mine"
+    wanted.target.unlink()
+    nothing_left(world, out)
+
+
 def test_disks_that_cannot_be_read_as_one_moment(world: World, vm: Vm, out: Path) -> None:
     shared = world.vm("s", DiskSpec("d", "p/web-system", shared=True))
     with pytest.raises(UsageError, match="is shared: others write to it"):

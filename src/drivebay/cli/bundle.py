@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from drivebay.cli.rpc import save_config
 from drivebay.disks.connection import call, connect, target_pid
+from drivebay.disks.places import give_name
 from drivebay.errors import AlreadyExists, DrivebayError, HostError, Unreachable
 from drivebay.target.daemon import find_background
 
@@ -243,7 +244,7 @@ def _write(destination: Path, bundle: Bundle) -> None:
                 entry = tarfile.TarInfo(f"{folder}/{name}")
                 entry.size, entry.mode, entry.mtime = len(content), 0o600, int(time.time())
                 archive.addfile(entry, io.BytesIO(content))
-        os.link(fresh, destination)  # unlike a rename, it never replaces what came meanwhile
+        give_name(fresh, destination)
     except OSError as error:
         raise HostError(
             f"can't write the bundle '{destination}'",

@@ -25,6 +25,7 @@ __all__ = [
     "data_folder",
     "default_pool_size",
     "free_bytes",
+    "give_name",
     "holds_data",
     "make_sparse_file",
     "opened",
@@ -36,6 +37,7 @@ __all__ = [
 _KEPT_FREE: Final = 0.2
 _GIB: Final = 1 << 30
 _MIB: Final = 1 << 20
+_NO_LINKS: Final = (errno.EPERM, errno.EOPNOTSUPP)  # said by a file system without them: FAT
 
 
 def data_folder() -> Path:
@@ -124,6 +126,23 @@ def remove_file(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise _refusal(f"can't remove '{path}'", error, path) from error
+
+
+def give_name(fresh: Path, path: Path) -> None:
+    """Move a finished file to its name, unless somebody has made one of that name meanwhile.
+
+    Raises: FileExistsError, OSError.
+    """
+    try:
+        path.hardlink_to(fresh)  # unlike a renaming, it replaces nothing
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        if os.path.lexists(path):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from None
+        fresh.rename(path)
+    else:
+        fresh.unlink()
 
 
 def resize_file(path: Path, size: int) -> None:

@@ -25,7 +25,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from drivebay.disks.connection import RpcRefused, call
 from drivebay.disks.inventory import Disk, Inventory, read_inventory
-from drivebay.disks.places import free_bytes, make_sparse_file, remove_file, resize_file
+from drivebay.disks.places import (
+    free_bytes,
+    give_name,
+    make_sparse_file,
+    remove_file,
+    resize_file,
+)
 from drivebay.disks.sizes import format_size
 from drivebay.errors import (
     AlreadyExists,
@@ -96,7 +102,7 @@ def plan_export(
     """
     refuse_half_reverted(vm)
     if os.path.lexists(target):
-        raise AlreadyExists(f"there is a file '{target}' already", hint=f"rm '{target}'")
+        raise _taken(target)
     if not target.parent.is_dir():
         raise NotFound(f"there is no folder '{target.parent}'", hint=f"mkdir -p {target.parent}")
     if disk.shared:
@@ -123,6 +129,10 @@ def plan_export(
             + ("" if kind == "raw" else "; FILE.raw needs half of it"),
         )
     return Export(vm, disk, target, kind, needed)
+
+
+def _taken(path: Path) -> AlreadyExists:
+    return AlreadyExists(f"there is a file '{path}' already", hint=f"rm '{path}'")
 
 
 def _volume(vm: Vm, disk: DiskSpec, inventory: Inventory) -> Disk:
@@ -166,7 +176,7 @@ def _held(path: Path) -> int:
 def export(wanted: Export, vms: Vms, client: Client | None, report: Report) -> None:
     """Write the file, at once or not at all.
 
-    ``client`` is None for an overlay. Raises: HostError, StateError, Unreachable.
+    ``client`` is None for an overlay. Raises: AlreadyExists, HostError, StateError, Unreachable.
     """
     what = f"{wanted.vm.name}'s disk '{wanted.disk.name}'"
     try:
@@ -184,7 +194,10 @@ def export(wanted: Export, vms: Vms, client: Client | None, report: Report) -> N
                     _convert(wanted.raw, "raw", wanted, what, report)
         with host_errors(f"can't make '{wanted.target}'", wanted.target):
             _sync(wanted.fresh)
-            wanted.fresh.rename(wanted.target)
+            try:
+                give_name(wanted.fresh, wanted.target)
+            except FileExistsError:
+                raise _taken(wanted.target) from None
             _sync(wanted.target.parent)
     finally:
         for path in (wanted.raw, wanted.fresh):

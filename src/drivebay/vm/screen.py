@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from drivebay.disks.places import give_name
 from drivebay.errors import AlreadyExists, HostError, PeerError, StateError, UsageError
 from drivebay.vm.qmp import Qmp, QmpRefused
 from drivebay.vm.run import monitor, running
@@ -73,7 +74,10 @@ def take_picture(vm: Vm, path: Path, *, replace: bool = False) -> tuple[int, int
             _have_it_drawn(qmp, fresh)
         size = _size_of(fresh)
         try:
-            _name(fresh, path, replace)
+            if replace:
+                fresh.replace(path)
+            else:
+                give_name(fresh, path)
         except FileExistsError:
             raise _taken(path) from None
         except OSError as error:
@@ -81,14 +85,6 @@ def take_picture(vm: Vm, path: Path, *, replace: bool = False) -> tuple[int, int
     finally:
         fresh.unlink(missing_ok=True)
     return size
-
-
-def _name(fresh: Path, path: Path, replace: bool) -> None:
-    """Give it its name: a link, unlike a renaming, replaces nothing."""
-    if replace:
-        fresh.replace(path)
-    else:
-        path.hardlink_to(fresh)
 
 
 def _check_running(vm: Vm) -> None:
