@@ -137,6 +137,14 @@ def children_of(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def command_of(pid: int) -> str | None:
+    """None of one that has ended meanwhile: qemu-img is asked for other things before."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().rstrip()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
 def names_of_images(tmp_path: Path) -> set[str]:
     folder = tmp_path / "data" / "drivebay" / "images"
     return {path.name for path in folder.iterdir()} if folder.exists() else set()
@@ -146,10 +154,7 @@ def converting(process: subprocess.Popen[str]) -> int:
     """The id of the qemu-img that converts, which is a sleep by now."""
 
     def found() -> list[int]:
-        return [
-            pid for pid in children_of(process.pid)
-            if Path(f"/proc/{pid}/comm").read_text() == "sleep\n"
-        ]  # fmt: skip
+        return [pid for pid in children_of(process.pid) if command_of(pid) == "sleep"]
 
     wait_until(lambda: bool(found()), "a conversion")
     return found()[0]
