@@ -40,7 +40,7 @@ class Part:
     command: list[str]
     limit_s: int = 300
     settings: Mapping[str, str] = field(default_factory=dict)  # of its environment
-    beside: bool = False  # runs beside the others from the beginning, its output comes last
+    beside: bool = False  # runs beside those that come after it; its output comes last
 
 
 def pytest_part(folder: str, limit_s: int = 300, *more: str) -> Part:
@@ -59,12 +59,6 @@ CHECK = [
     pytest_part("unit", 600),
 ]
 TEST = [
-    *CHECK,
-    pytest_part("spec"),
-    pytest_part("property"),
-    pytest_part("hostile", 600),
-    Part("fuzz", [*PYTHON, "fuzz", "short"]),
-    pytest_part("e2e", 1200, "--ignore-glob=tests/e2e/test_vm_*"),
     # Guests that boot under emulation take minutes, in which most other tests need one core.
     Part(
         "vms",
@@ -76,6 +70,12 @@ TEST = [
         2100,
         beside=True,
     ),
+    *CHECK,
+    pytest_part("spec"),
+    pytest_part("property"),
+    pytest_part("hostile", 600),
+    Part("fuzz", [*PYTHON, "fuzz", "short"]),
+    pytest_part("e2e", 1200, "--ignore-glob=tests/e2e/test_vm_*"),
 ]
 # Tests of the tools, which are Python and reach a target only over its socket.
 FAR = [
@@ -83,12 +83,19 @@ FAR = [
     "--ignore=tests/hostile/test_images.py",
 ]
 SANITIZED = [str(ROOT / ".venv-asan" / "bin" / "python"), "tools/sanitized.py", "-m"]
+
+
+def asan_part(folder: str, *, beside: bool = False) -> Part:
+    command = [*SANITIZED, "pytest", "-q", "-p", "no:cacheprovider", *FAR, f"tests/{folder}"]
+    return Part(f"asan-{folder}", command, 900, beside=beside)
+
+
 ASAN = [
     Part("asan-build", [sys.executable, "tools/setup.py", "asan"], 900),
-    *(
-        Part(f"asan-{folder}", [*SANITIZED, "pytest", "-q", *FAR, f"tests/{folder}"], 900)
-        for folder in ("unit", "spec", "property", "hostile")
-    ),
+    asan_part("unit", beside=True),
+    asan_part("property", beside=True),
+    asan_part("spec"),
+    asan_part("hostile"),
     Part("asan-fuzz", [*SANITIZED, "fuzz", "short"], 600),
 ]
 SOAK = Part(
@@ -147,19 +154,21 @@ def end_all() -> None:
 
 
 def run_parts(parts: Sequence[Part]) -> list[tuple[str, bool, float]]:
-    """Run parts in their order, but for those that run beside the others."""
+    """Run parts in their order, but for those that run beside the ones after them."""
+    results = []
     with ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(max_workers=4))
+        stack.callback(end_all)  # before the pool waits for them: Ctrl-C ends all at once
         waiting = []
         for part in parts:
             if part.beside:
                 output = stack.enter_context(tempfile.TemporaryFile())
                 waiting.append((part, output, pool.submit(run_part, part, output)))
-        stack.callback(end_all)  # before the pool waits for them: Ctrl-C ends all at once
-        results = [(part.name, *run_part(part)) for part in parts if not part.beside]
+            else:
+                results.append((part.name, *run_part(part)))
         for part, output, running in waiting:
             results.append((part.name, *running.result()))
-            print(f"\n== {part.name}, beside the others: {' '.join(part.command[1:])}", flush=True)
+            print(f"\n== {part.name}, beside others: {' '.join(part.command[1:])}", flush=True)
             output.seek(0)
             print(output.read().decode(errors="replace"), flush=True)
     return results
