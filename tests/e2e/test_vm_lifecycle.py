@@ -10,7 +10,6 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import pytest
 
 from drivebay.vm.guest_image import GuestImage
 from tests.e2e.vm_bay import Done, VmBay, tiny_kernel
+from tests.fakes.process import wait_until
 
 pytestmark = pytest.mark.needs_qemu
 
@@ -95,10 +95,7 @@ def test_a_killed_qemu_is_noticed_and_starts_again(vm_bay: VmBay, vm: str) -> No
     vm_bay.vm("start", vm)
     pid = vm_bay.pid(vm)
     os.kill(pid, 9)
-    deadline = time.monotonic() + 20
-    while vm_bay.info(vm)["state"] == "running":
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_until(lambda: vm_bay.info(vm)["state"] != "running", "its end", 20)
     vm_bay.vm("start", vm)
     assert vm_bay.pid(vm) != pid
 
@@ -108,10 +105,7 @@ def test_a_killed_target_comes_back_with_the_sockets_of_qemus_user(vm_bay: VmBay
     os.kill(vm_bay.target_pid(), 9)
     vm_bay.vm("create", "two", "--disk", "64M", "--kernel", "/dev/null")  # needs a target
     try:
-        deadline = time.monotonic() + 20
-        while not sessions(vm_bay, "vm.one.system"):
-            assert time.monotonic() < deadline, "QEMU did not reconnect"
-            time.sleep(0.1)
+        wait_until(lambda: bool(sessions(vm_bay, "vm.one.system")), "QEMU, connected again", 20)
     finally:
         vm_bay.vm("delete", "two", "--yes")
 
@@ -214,10 +208,7 @@ def test_a_session_that_is_no_vms_counts(vm_bay: VmBay, vm: str) -> None:
               '{"ctrlr": "mine", "dev_name": "default/foreign"}')  # fmt: skip
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(vm_bay.folder / "run/drivebay/mine"))
-        deadline = time.monotonic() + 10
-        while not sessions(vm_bay, "mine"):
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
+        wait_until(lambda: bool(sessions(vm_bay, "mine")), "our session", 10)
         said = vm_bay.refused("vm", "attach", vm, "--disk", "bdev=foreign")
         assert "controller 'mine' has 1 connected session" in said
     vm_bay.ok("rpc", "vhost_delete_controller", '{"ctrlr": "mine", "force": true}')

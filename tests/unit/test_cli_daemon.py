@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pytest
 from drivebay.errors import HostError, NotFound
 from drivebay.target import daemon
 from drivebay.target.daemon import BackgroundTarget
+from tests.fakes.process import wait_until
 
 
 @pytest.fixture
@@ -74,19 +73,12 @@ def test_a_process_lives_until_its_last_thread_ended() -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         process.stdout.readline()
-        until("its first thread is over", lambda: state(process.pid) == "Z")
+        wait_until(lambda: state(process.pid) == "Z", "the end of its first thread", 20)
         assert daemon.start_ticks(process.pid) is not None
         process.stdin.write(b"\n")
         process.stdin.flush()
-        until("it has ended", lambda: daemon.start_ticks(process.pid) is None)
+        wait_until(lambda: daemon.start_ticks(process.pid) is None, "its end", 20)
         assert state(process.pid) == "Z"  # nobody has waited for it yet
-
-
-def until(what: str, true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline, f"not in time: {what}"
-        time.sleep(0.01)
 
 
 def state(pid: int) -> str:

@@ -10,7 +10,6 @@ import os
 import socket
 import stat
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -29,6 +28,7 @@ from drivebay.vm.spec import DiskSpec
 from drivebay.vm.spec_file import read_spec
 from drivebay.vm.store import Vm
 from drivebay.vm.vnc import CERTIFICATES
+from tests.fakes.process import wait_until
 from tests.fakes.qemu import script
 from tests.fakes.qemu_monitor import FakeMonitor
 from tests.unit.vm_folder import seem_to_run
@@ -70,9 +70,8 @@ def test_a_running_vm_is_found_by_its_process(vm: Vm, process: subprocess.Popen[
     assert found is not None
     assert (found.pid, found.text) == (process.pid, vm.text)
     process.kill()
-    deadline = time.monotonic() + 20
-    while run.running(vm) is not None:  # a zombie is not alive
-        assert time.monotonic() < deadline
+    # A zombie is not alive.
+    wait_until(lambda: run.running(vm) is None, "its end", 20)
 
 
 def test_another_process_with_its_number_is_not_believed(
