@@ -18,6 +18,7 @@ from drivebay.errors import (
 )
 from drivebay.vm.lab.record import Labs
 from drivebay.vm.spec import DiskSpec, ShareSpec
+from tests.unit.conftest import LoopDevice
 from tests.unit.vm_lab_world import LAB, MIB, SMALL, LabWorld, refused
 from tests.unit.vm_world import World
 
@@ -400,3 +401,50 @@ def test_a_pool_with_a_disk_of_somebody_else_stays(lab: LabWorld) -> None:
     lab.world.target.bdev_lvol_delete("four-big/theirs")
     lab.delete()
     assert not Path(lab.folder / "big.img").exists()
+
+
+# ---- on a disk ----------------------------------------------------------------------------------
+
+
+def on_disk(device: Path, size: str) -> str:
+    return f'[pool.big]\ndevice = "{device}"\nsize = "{size}"\n[disk.data]\nsize = "64M"\n'
+
+
+@pytest.mark.needs_root
+def test_a_partition_is_made_once(lab: LabWorld, loop_device: LoopDevice) -> None:
+    device = loop_device(512 * MIB, "--partscan")
+    assert lab.up(on_disk(device, "300M")) == [
+        f"make pool 'four-big' of 300 MiB on '{device}'",
+        "make disk 'four-data' of 64 MiB in pool 'four-big'",
+    ]
+    assert lab.up(None) == []
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("size", ["200M", "400M"])
+def test_another_size_of_a_partition_is_refused(
+    lab: LabWorld, loop_device: LoopDevice, size: str
+) -> None:
+    device = loop_device(512 * MIB, "--partscan")
+    lab.up(on_disk(device, "300M"))
+    said = f"line 1: pool 'four-big' lies on '.*', which is 300 MiB large, .*: {size[:-1]} MiB"
+    with pytest.raises(StateError, match=said) as caught:
+        lab.up(on_disk(device, size))
+    assert "put the old value back" in str(caught.value.hint)
+
+
+@pytest.mark.needs_root
+def test_a_pool_on_a_disk_is_made_anew_if_there_is_room(
+    lab: LabWorld, loop_device: LoopDevice
+) -> None:
+    """Its partition stays, so that it would be deleted, and could not be made."""
+    device = loop_device(512 * MIB, "--partscan")
+    lab.up(on_disk(device, "200M"))
+    before = lab.picture()
+    doings = lab.plan(None, "big")
+    assert doings.up.question == "Delete these, and make them anew?"
+    doings.plan.run()
+    assert lab.picture() == before
+    with pytest.raises(DrivebayError, match="has no room for a partition of 200 MiB"):
+        lab.up(None, "big")
+    assert lab.picture() == before

@@ -9,6 +9,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from drivebay.disks.block_device import find_device
 from drivebay.disks.connection import call
 from drivebay.disks.device_pool import plan_device_pool
 from drivebay.disks.growing import plan_pool_growth
@@ -17,7 +18,7 @@ from drivebay.disks.places import place_size
 from drivebay.disks.plan import Plan
 from drivebay.disks.pools import DEFAULT_POOL, plan_default_pool, plan_file_pool
 from drivebay.disks.sizes import format_size
-from drivebay.errors import AlreadyExists, NotFound
+from drivebay.errors import AlreadyExists, NotFound, StateError
 from drivebay.vm.lab.model import LabPool
 from drivebay.vm.lab.record import Thing
 from drivebay.vm.lab.site import Site, Up, told_at, would_lose
@@ -41,7 +42,8 @@ def plan_pool(up: Up, pool: LabPool) -> None:
         elif thing is not None and thing.finished:
             _plan_opening(up, pool, thing)
         else:
-            if thing is None and ("pool", pool.name) not in up.doomed:
+            # A file that goes is there still; beside a partition, which stays, has to be room.
+            if thing is None and (pool.device or ("pool", pool.name) not in up.doomed):
                 _check(up, pool)
             where = pool.file or pool.device
             size = "" if pool.size is None else f" of {format_size(pool.size)}"
@@ -72,8 +74,7 @@ def _check(up: Up, pool: LabPool) -> None:
     """Look whether it could be made, before anything else is."""
     plan = Plan()
     question = _plan_making(up.site, plan, pool)
-    if question is not None:
-        up.question = question
+    up.question = up.question or question
     up.plan.facts += plan.facts
 
 
@@ -158,9 +159,16 @@ def _compare(up: Up, pool: LabPool, there: Pool, thing: Thing) -> None:
             f"pool '{there.name}' lies on '{there.place}', and the file says '{pool.file}'",
             pool.name,
         )
-    if pool.file is None or pool.size is None or place is None:
+    if pool.size is None or place is None:
         return
-    now = place_size(place)
+    now = place_size(place) if pool.device is None else find_device(str(place)).size
+    if pool.device is not None and pool.size != now:
+        raise StateError(
+            f"pool '{there.name}' lies on '{place}', which is {format_size(now)} large, and 'up' "
+            f"gives no partition another size: {format_size(pool.size)}",
+            hint="put the old value back; or, if what is on it may be lost: drivebay down "
+            "--delete, then delete that partition",
+        )
     if pool.size < now:
         raise would_lose(
             f"pool '{there.name}' is {format_size(now)} large, and can't become "
