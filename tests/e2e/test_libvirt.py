@@ -20,9 +20,9 @@ from pathlib import Path
 
 import pytest
 
+from drivebay.system.processes import Child, start
 from drivebay.vm import initramfs
 from drivebay.vm.guest_image import GuestImage
-from drivebay.vm.processes import Child, start
 from drivebay.vm.qmp import Qmp
 from drivebay.vm.target import TargetProcess
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from drivebay.system.processes import start
 from drivebay.vm import initramfs
 from drivebay.vm.guest_image import GuestImage
-from drivebay.vm.processes import start
 from drivebay.vm.qemu import find_qemu
 
 pytestmark = [pytest.mark.needs_qemu, pytest.mark.needs_root]

@@ -15,6 +15,7 @@ PATH = VOCABULARY | {"reactor", "engines", "bdev", "dataplane"}
 
 # folder: what it may import, beside itself and drivebay.errors.
 ALLOWED: dict[str, set[str]] = {
+    "system": set(),
     "wire": set(),
     "memory": {"wire"},
     "reactor": VOCABULARY,
@@ -22,14 +23,15 @@ ALLOWED: dict[str, set[str]] = {
     "bdev": VOCABULARY | {"reactor", "engines"},
     "dataplane": VOCABULARY | {"reactor", "bdev"},
     "vhost": PATH,
-    "target": PATH | {"vhost"},
+    "target": PATH | {"vhost", "system"},
     "rpc": PATH | {"vhost", "target"},
     # These reach a running target only through its RPC socket.
-    "disks": {"rpc.client"},
-    "vm": {"rpc.client", "disks"},
-    "host": {"rpc.client", "disks", "vm"},
-    "web": {"rpc.client", "disks", "vm"},
-    "cli": {"rpc.client", "disks", "vm", "host", "web"},
+    "disks": {"rpc.client", "system"},
+    "net": {"disks", "system"},
+    "vm": {"rpc.client", "system", "disks", "net"},
+    "host": {"rpc.client", "system", "disks", "net", "vm"},
+    "web": {"rpc.client", "system", "disks", "vm"},
+    "cli": {"rpc.client", "system", "disks", "net", "vm", "host", "web"},
 }
 
 # file: what it may import beyond its folder's rule, because the exception is its purpose.
@@ -41,8 +43,6 @@ EXCEPTIONS: dict[str, set[str]] = {
     "disks/connection": {"target.daemon", "target.options"},
     "disks/starting": {"target.daemon"},
     "cli/bundle": {"target.daemon"},
-    # It finds a VM's process again as the target's is found.
-    "vm/run": {"target.daemon"},
     # They say whether that process answers, and whether its folder is of use.
     "host/storage": {"target.daemon"},
     "host/folders": {"target.daemon"},

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from drivebay.errors import HostError, NotFound
+from drivebay.system.processes import start_ticks
 from drivebay.target import daemon
 from drivebay.target.daemon import BackgroundTarget
 from tests.fakes.process import wait_until
@@ -74,10 +75,10 @@ def test_a_process_lives_until_its_last_thread_ended() -> None:
         assert process.stdout is not None
         process.stdout.readline()
         wait_until(lambda: state(process.pid) == "Z", "the end of its first thread", 20)
-        assert daemon.start_ticks(process.pid) is not None
+        assert start_ticks(process.pid) is not None
         process.stdin.write(b"\n")
         process.stdin.flush()
-        wait_until(lambda: daemon.start_ticks(process.pid) is None, "its end", 20)
+        wait_until(lambda: start_ticks(process.pid) is None, "its end", 20)
         assert state(process.pid) == "Z"  # nobody has waited for it yet
 
 

@@ -18,11 +18,10 @@ from typing import Any
 import pytest
 
 from drivebay.errors import HostError, InUse, StateError, UsageError
-from drivebay.target.daemon import start_ticks
+from drivebay.system.processes import GATE, Identity, start_ticks
 from drivebay.vm import run
 from drivebay.vm.hardware import Hardware, Listener, Memory
 from drivebay.vm.kvm import Accelerator
-from drivebay.vm.processes import GATE, Identity
 from drivebay.vm.qemu import Qemu
 from drivebay.vm.spec import DiskSpec
 from drivebay.vm.spec_file import read_spec

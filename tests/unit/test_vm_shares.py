@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from drivebay.errors import HostError, NotFound, StateError, UsageError
+from drivebay.system.processes import Child, start
 from drivebay.vm import shares, virtiofsd
-from drivebay.vm.processes import Child, start
 from drivebay.vm.shares import check_shares, read_share, serve_shares
 from drivebay.vm.spec import ShareSpec
 from drivebay.vm.store import Vm

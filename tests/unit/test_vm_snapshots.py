@@ -20,13 +20,14 @@ from drivebay.errors import (
     StateError,
     UsageError,
 )
+from drivebay.system.files import write_private
 from drivebay.vm import renewal, snapshots
 from drivebay.vm.lifecycle import start
 from drivebay.vm.qmp import QmpRefused
 from drivebay.vm.snapshots import WAS_OFF, Taking, all_of, find, plan_return, plan_taking
 from drivebay.vm.spec import CloudInit, DiskSpec
 from drivebay.vm.stillness import own_volumes
-from drivebay.vm.store import Vm, write_private
+from drivebay.vm.store import Vm
 from tests.fakes.qemu_monitor import FakeMonitor, Refuses
 from tests.unit.vm_folder import seem_to_run
 from tests.unit.vm_world import MIB, World, idle_process

@@ -6,7 +6,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from drivebay.target.daemon import start_ticks
+from drivebay.system.processes import start_ticks
 from drivebay.vm.spec import CloudInit, Forward, NetSpec, VmSpec
 from drivebay.vm.ssh import make_keys
 from drivebay.vm.store import Vm, Vms

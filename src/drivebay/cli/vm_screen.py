@@ -172,7 +172,7 @@ def _say(vm: Vm, found: argparse.Namespace, link: str, port: int) -> Iterator[No
 @contextlib.contextmanager
 def _page_that_leads_to(vm: Vm, link: str) -> Iterator[Path]:
     """A link among a browser's words could be read, and used, by every user of the host."""
-    from drivebay.vm.store import write_private
+    from drivebay.system.files import write_private
 
     page = vm.folder / "screen.html"
     write_private(page, f'<meta http-equiv="refresh" content="0; url={link}">\n'.encode())

@@ -251,11 +251,11 @@ def _by_option(line: list[str]) -> list[list[str]]:
 
 def libvirt_xml(found: argparse.Namespace) -> int:
     """Print the VM as a libvirt domain; what libvirt has no words for goes to standard error."""
+    from drivebay.system.processes import unprivileged
     from drivebay.vm.assembly import Paths, assemble
     from drivebay.vm.kvm import choose_accelerator
     from drivebay.vm.libvirt import domain_xml
     from drivebay.vm.placement import Placement
-    from drivebay.vm.processes import unprivileged
     from drivebay.vm.qemu import find_qemu
 
     vm = Vms().load(found.name)

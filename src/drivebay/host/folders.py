@@ -14,11 +14,11 @@ from drivebay.disks.places import data_folder
 from drivebay.disks.sizes import format_size
 from drivebay.errors import StateError
 from drivebay.host.finding import Finding, failed
+from drivebay.system.processes import unprivileged
 from drivebay.target.daemon import find_background, state_folder
 from drivebay.vm.disks import check_way, controller_name
 from drivebay.vm.hardware import SOCKET_PATH_MOST
 from drivebay.vm.places import cache_folder
-from drivebay.vm.processes import unprivileged
 
 __all__ = ["check_folders", "existing"]
 

@@ -25,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from drivebay.errors import DrivebayError, HostError, InUse, NotFound, StateError
+from drivebay.system.processes import start_ticks, stat_fields
 
 __all__ = [
     "BackgroundTarget",
@@ -34,7 +35,6 @@ __all__ = [
     "make_state_folder",
     "process_times",
     "start_background",
-    "start_ticks",
     "state_folder",
 ]
 
@@ -147,33 +147,12 @@ def end_process(pid: int) -> None:
 
 def process_times(pid: int) -> ProcessTimes | None:
     """Return a process's age and processor time, or None when it is not visible."""
-    fields = _stat_fields(pid)
+    fields = stat_fields(pid)
     if fields is None:
         return None
     ticks = os.sysconf("SC_CLK_TCK")
     age = time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / ticks
     return ProcessTimes(age=age, cpu=(int(fields[11]) + int(fields[12])) / ticks)
-
-
-def _stat_fields(pid: int) -> list[str] | None:
-    """The fields of /proc/PID/stat after the command's name (proc(5)): [0] is the state."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    return text.rpartition(")")[2].split()
-
-
-def start_ticks(pid: int) -> int | None:
-    """When a process began, since boot, which tells it from a later one with its id; None if it
-    has ended.
-
-    Its first thread may be over before the others, which then still hold its ports and files.
-    """
-    fields = _stat_fields(pid)
-    if fields is None or (fields[0] in "ZX" and int(fields[17]) <= 1):
-        return None
-    return int(fields[19])
 
 
 def make_state_folder() -> Path:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from drivebay.disks.inventory import read_inventory
 from drivebay.disks.plan import Plan
+from drivebay.system.processes import unprivileged
 from drivebay.vm import run
 from drivebay.vm.disks import ensure_controller, plan_offer, remove_controller
-from drivebay.vm.processes import unprivileged
 from drivebay.vm.qemu import find_qemu
 from drivebay.vm.spec import DiskSpec
 from drivebay.vm.spec_file import read_spec, write_spec

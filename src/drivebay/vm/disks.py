@@ -23,8 +23,8 @@ from drivebay.disks.inventory import Disk, Inventory, check_name, read_inventory
 from drivebay.disks.plan import Plan
 from drivebay.disks.sizes import format_size
 from drivebay.errors import AlreadyExists, InUse, NotFound, StateError, UsageError
+from drivebay.system.processes import unprivileged
 from drivebay.vm.images.users import bdev_of, bdev_parameters, clones_of
-from drivebay.vm.processes import unprivileged
 
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client

@@ -21,6 +21,8 @@ from drivebay.disks.connection import call
 from drivebay.disks.inventory import Inventory
 from drivebay.disks.starting import connect_or_start
 from drivebay.errors import DrivebayError, HostError, InUse, NotFound, UsageError
+from drivebay.system.files import write_private
+from drivebay.system.processes import unprivileged
 from drivebay.vm import cd, run
 from drivebay.vm import placement as places
 from drivebay.vm.assembly import Once, assemble
@@ -28,11 +30,10 @@ from drivebay.vm.disks import check_writers, inventory_when_let_go, offer
 from drivebay.vm.images.store import Images
 from drivebay.vm.iso import check_iso
 from drivebay.vm.kvm import Accelerator, choose_accelerator
-from drivebay.vm.processes import unprivileged
 from drivebay.vm.qemu import Qemu, find_qemu
 from drivebay.vm.shares import check_shares, serve_shares
 from drivebay.vm.stillness import refuse_half_reverted
-from drivebay.vm.store import Vm, Vms, write_private
+from drivebay.vm.store import Vm, Vms
 
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client

@@ -17,12 +17,12 @@ from types import TracebackType
 from typing import TypeVar
 
 from drivebay.errors import DrivebayError, HostError, PeerError, UsageError
+from drivebay.system.processes import Child, start, unprivileged
 from drivebay.vm.command import command_line
 from drivebay.vm.guest_agent import GuestAgent, GuestOutput, GuestSilent
 from drivebay.vm.guest_image import GuestImage
 from drivebay.vm.hardware import Disk, Hardware, Listener, Memory, Start
 from drivebay.vm.kvm import Accelerator
-from drivebay.vm.processes import Child, start, unprivileged
 from drivebay.vm.qemu import Qemu, Version
 from drivebay.vm.qmp import Qmp
 

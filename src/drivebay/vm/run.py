@@ -28,16 +28,16 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from drivebay.errors import HostError, InUse, PeerError, StateError, UsageError
-from drivebay.target.daemon import start_ticks
+from drivebay.system.files import write_private
+from drivebay.system.processes import Child, Identity, start, start_ticks
 from drivebay.vm.command import command_line
 from drivebay.vm.hardware import Hardware, Listener, check_socket_path
 from drivebay.vm.kvm import Accelerator
-from drivebay.vm.processes import Child, Identity, start
 from drivebay.vm.qemu import Qemu
 from drivebay.vm.qmp import Qmp
 from drivebay.vm.spec import DiskSpec, VmSpec
 from drivebay.vm.spec_file import read_spec, write_spec
-from drivebay.vm.store import RUNNING_FILE, Vm, Vms, write_private
+from drivebay.vm.store import RUNNING_FILE, Vm, Vms
 from drivebay.vm.vnc import CERTIFICATES, check_certificates, read_password
 
 __all__ = [

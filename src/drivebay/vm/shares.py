@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Final
 
 from drivebay.errors import HostError, NotFound, StateError, UsageError
+from drivebay.system.processes import Child, start
 from drivebay.vm.hardware import check_socket_path
-from drivebay.vm.processes import Child, start
 from drivebay.vm.run import turn_over
 from drivebay.vm.spec import ShareSpec, VmSpec
 from drivebay.vm.store import Vm

@@ -33,13 +33,14 @@ from drivebay.disks.snapshots import (
     refuse_connected,
 )
 from drivebay.errors import AlreadyExists, HostError, InUse, NotFound, StateError, UsageError
+from drivebay.system.files import write_private
+from drivebay.system.tables import Table
 from drivebay.vm.disks import SNAPSHOTS_OF_OURS, check_writers, offer, plan_offer, remove_controller
 from drivebay.vm.renewal import MARK
 from drivebay.vm.spec import DiskSpec, VmSpec
 from drivebay.vm.spec_file import read_spec
 from drivebay.vm.stillness import Moment, drop_snapshots, own_volumes, take_snapshots
-from drivebay.vm.store import Vm, Vms, write_private
-from drivebay.vm.tables import Table
+from drivebay.vm.store import Vm, Vms
 
 if TYPE_CHECKING:
     from drivebay.rpc.client import Client

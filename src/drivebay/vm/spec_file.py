@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from drivebay.disks.sizes import format_size, read_size
 from drivebay.errors import UsageError
+from drivebay.system.tables import Table
 from drivebay.vm.spec import (
     BUSES,
     DHCP,
@@ -27,7 +28,6 @@ from drivebay.vm.spec import (
     VncSpec,
     read_forward,
 )
-from drivebay.vm.tables import Table
 from drivebay.vm.vnc import check_vnc
 
 __all__ = ["read_spec", "write_spec"]

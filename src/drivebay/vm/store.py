@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Final
 
 from drivebay.disks.places import data_folder
-from drivebay.errors import AlreadyExists, DrivebayError, HostError, NotFound
-from drivebay.vm.locks import held
+from drivebay.errors import AlreadyExists, DrivebayError, NotFound
+from drivebay.system.files import refusal, write_private
+from drivebay.system.locks import held
 from drivebay.vm.spec import VmSpec, check_vm_name
 from drivebay.vm.spec_file import read_spec, write_spec
 
-__all__ = ["RUNNING_FILE", "Vm", "Vms", "write_private"]
+__all__ = ["RUNNING_FILE", "Vm", "Vms"]
 
 RUNNING_FILE: Final = "running.json"
 _SPEC: Final = "vm.toml"
@@ -100,7 +101,7 @@ class Vms:
         try:
             found = [path.parent.name for path in self.folder.glob(f"*/{_SPEC}")]
         except OSError as error:
-            raise _refusal("can't look into", self.folder, error) from error
+            raise refusal("can't look into", self.folder, error) from error
         return sorted(name for name in found if not name.startswith("."))
 
     def load(self, name: str) -> Vm:
@@ -112,7 +113,7 @@ class Vms:
         except (FileNotFoundError, NotADirectoryError):
             raise _no_such(name) from None
         except (OSError, UnicodeDecodeError) as error:
-            raise _refusal("can't read", path, error) from error
+            raise refusal("can't read", path, error) from error
         try:
             return Vm(self.folder / name, read_spec(name, text), text)
         except DrivebayError as error:
@@ -159,7 +160,7 @@ class Vms:
         try:
             fresh = Path(tempfile.mkdtemp(prefix=_NEW, dir=self.folder))
         except OSError as error:
-            raise _refusal("can't make a folder in", self.folder, error) from error
+            raise refusal("can't make a folder in", self.folder, error) from error
         try:
             text = write_spec(spec)
             write_private(fresh / _SPEC, text.encode())
@@ -169,7 +170,7 @@ class Vms:
             except OSError as error:
                 if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                     raise _taken(spec.name) from None  # somebody was quicker
-                raise _refusal("can't make", self.folder / spec.name, error) from error
+                raise refusal("can't make", self.folder / spec.name, error) from error
         except BaseException:
             shutil.rmtree(fresh, ignore_errors=True)
             raise
@@ -196,7 +197,7 @@ class Vms:
                 shutil.rmtree(gone)
             (self.folder / f".lock-{vm.name}").unlink(missing_ok=True)
         except OSError as error:
-            raise _refusal("can't remove", vm.folder, error) from error
+            raise refusal("can't remove", vm.folder, error) from error
 
     def _sweep(self) -> None:
         """Remove what commands that were killed have left: it has keys in it."""
@@ -210,23 +211,7 @@ class Vms:
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise _refusal("can't make", self.folder, error) from error
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Write a file that only its owner may read, at once. Raises: HostError."""
-    fresh = path.with_name(f".{path.name}.new")
-    try:
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-        fresh.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            fresh.unlink()
-        raise _refusal("can't write", path, error) from error
+            raise refusal("can't make", self.folder, error) from error
 
 
 def _no_such(name: str) -> NotFound:
@@ -235,8 +220,3 @@ def _no_such(name: str) -> NotFound:
 
 def _taken(name: str) -> AlreadyExists:
     return AlreadyExists(f"there is a VM '{name}' already", hint=f"drivebay vm info {name}")
-
-
-def _refusal(what: str, path: Path, error: Exception) -> HostError:
-    code = getattr(error, "errno", None) or errno.EINVAL  # what is no UTF-8 has no number
-    return HostError(f"{what} '{path}'", code, path=str(path), hint=f"ls -ld {path.parent}")

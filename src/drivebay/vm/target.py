@@ -15,7 +15,7 @@ from typing import Any
 
 from drivebay.errors import DrivebayError, UsageError
 from drivebay.rpc.client import Client, RpcError
-from drivebay.vm.processes import Child, start
+from drivebay.system.processes import Child, start
 
 __all__ = ["TargetProcess"]
 

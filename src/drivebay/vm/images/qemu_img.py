@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 from drivebay.errors import DrivebayError, HostError, InUse, NotFound, StateError
+from drivebay.system.processes import Identity, unprivileged
 from drivebay.vm.images.store import Report, host_errors, quiet
-from drivebay.vm.processes import Identity, unprivileged
 
 __all__ = ["Extent", "check", "convert", "extents", "virtual_size"]
 

@@ -14,6 +14,7 @@ from drivebay.disks.inventory import Inventory
 from drivebay.disks.places import data_folder
 from drivebay.disks.plan import Plan
 from drivebay.errors import HostError
+from drivebay.system.files import write_private
 from drivebay.vm.attaching import plan_attachment, plan_detachment
 from drivebay.vm.creation import SYSTEM, USER_DATA
 from drivebay.vm.disks import check_writers
@@ -26,7 +27,7 @@ from drivebay.vm.lab.vms import check_files, with_ssh
 from drivebay.vm.ports import check_free
 from drivebay.vm.spec import CloudInit, DiskSpec, NetSpec, VmSpec
 from drivebay.vm.spec_file import read_spec, write_spec
-from drivebay.vm.store import Vm, write_private
+from drivebay.vm.store import Vm
 
 __all__ = ["plan_new_disks", "plan_settings"]
 

@@ -15,12 +15,12 @@ from typing import Any, Final
 
 from drivebay.disks.making import PARTS_MOST
 from drivebay.errors import HostError, UsageError
+from drivebay.system.tables import Table
 from drivebay.vm.lab.checking import check_lab
 from drivebay.vm.lab.lines import Place, lines_of
 from drivebay.vm.lab.model import Lab, LabDisk, LabMistake, LabPool, LabVm, Source
 from drivebay.vm.lab.reading_vms import read_vms
 from drivebay.vm.lab.words import choose_pool, keyed, located, numbered, whole_mebibytes
-from drivebay.vm.tables import Table
 
 __all__ = ["lab_name_of", "read_lab"]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from drivebay.errors import UsageError
+from drivebay.system.tables import Table
 from drivebay.vm.creation import CPUS, MEMORY
 from drivebay.vm.identity import new_uuid
 from drivebay.vm.images.store import check_image_name
@@ -43,7 +44,6 @@ from drivebay.vm.spec import (
     read_forward,
 )
 from drivebay.vm.spec_file import FIRMWARES, read_spec, write_spec
-from drivebay.vm.tables import Table
 
 __all__ = ["read_vms"]
 

@@ -17,8 +17,8 @@ from typing import Final
 
 from drivebay.disks.places import data_folder, holds_data, remove_file
 from drivebay.errors import HostError, StateError
-from drivebay.vm.locks import held
-from drivebay.vm.store import write_private
+from drivebay.system.files import write_private
+from drivebay.system.locks import held
 
 __all__ = ["Labs", "Record", "Thing"]
 

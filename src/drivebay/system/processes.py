@@ -1,4 +1,4 @@
-"""Starting and ending the programs that a machine needs.
+"""Programs: started and ended, as a user without rights if need be, and known again later.
 
 Context: any. A child gets a session of its own, so that Ctrl-C reaches us alone and we
 end the parts in order.
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["GATE", "Child", "Identity", "start", "unprivileged"]
+__all__ = ["GATE", "Child", "Identity", "start", "start_ticks", "stat_fields", "unprivileged"]
 
 STOP_SECONDS = 10.0
 # A shell that becomes the program as soon as it is told to, and ends when nobody can tell it.
@@ -129,3 +129,24 @@ def _note_and_open(process: subprocess.Popen[bytes], noted: Callable[[int], obje
     finally:
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
+
+
+def stat_fields(pid: int) -> list[str] | None:
+    """The fields of /proc/PID/stat after the command's name (proc(5)): [0] is the state."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    return text.rpartition(")")[2].split()
+
+
+def start_ticks(pid: int) -> int | None:
+    """When a process began, since boot, which tells it from a later one with its id; None if it
+    has ended.
+
+    Its first thread may be over before the others, which then still hold its ports and files.
+    """
+    fields = stat_fields(pid)
+    if fields is None or (fields[0] in "ZX" and int(fields[17]) <= 1):
+        return None
+    return int(fields[19])

@@ -1,0 +1,1 @@
+"""FOUNDATION: locks, processes, private files and TOML tables, as all tools share them."""
