@@ -481,7 +481,7 @@ def test_ports_in_use_and_ports_of_root(
     assert of_vnc.mend == f"ss -ltnp 'sport = :{port}'; drivebay vm set web --vnc 127.0.0.1:PORT"
     assert found.mend == (f"ss -ltnp 'sport = :{port}'; drivebay vm set web --forward PORT:22")
     assert check(vms) == []
-    monkeypatch.setattr(machine, "_port_problem", lambda address, port: 13)
+    monkeypatch.setattr(machine, "_port_problem", lambda protocol, address, port: 13)
     assert f"port {port} can't be used: Permission denied" in check(vms)[0].what
 
 

@@ -65,6 +65,12 @@ def test_a_port_of_another_vm_is_refused_with_a_free_one(three: int) -> None:
     assert caught.value.hint == f"choose another, such as --forward {three + 2}:80"
 
 
+def test_a_port_of_udp_is_not_that_of_tcp() -> None:
+    check_free([Forward(7, 53), Forward(7, 53, protocol="udp")], [])
+    with pytest.raises(InUse, match="port 9 is forwarded twice"):
+        check_free(2 * [Forward(9, 53, protocol="udp")], [])
+
+
 def test_a_port_leads_to_one_place() -> None:
     with pytest.raises(InUse, match="port 9 is forwarded twice"):
         check_free(iter([Forward(9, 22), Forward(9, 80)]), [])

@@ -19,6 +19,7 @@ from drivebay.vm.spec import (
     read_forward,
 )
 from drivebay.vm.spec_file import read_spec, write_spec
+from drivebay.vm.user_net import user_net
 
 MAC = "52:54:00:12:34:56"
 SMALL = 'uuid = "u"\nmachine = "pc-q35-7.2"\nmemory = "1G"\ncpus = 2\n'
@@ -50,6 +51,20 @@ FULL = VmSpec(
             "10.0.2.50/24",
             "10.0.2.2",
             ("10.0.2.3",),
+        ),
+        NetSpec(
+            "user",
+            "52:54:00:00:00:02",
+            (Forward(53, 53, guest_address="192.168.76.20", protocol="udp"),),
+            restrict=True,
+            subnet="192.168.76.0/24",
+            dhcp_start="192.168.76.20",
+            model="e1000",
+        ),
+        NetSpec("network", "52:54:00:00:00:03", network="lan"),
+        NetSpec("bridge", "52:54:00:00:00:04", bridge="br0"),
+        NetSpec(
+            "tap", "52:54:00:00:00:05", ifname="tap1", script="/etc/up", downscript="/etc/down"
         ),
     ),
     shares=(ShareSpec("/srv/files", "files"), ShareSpec("/srv/src", "src.1", True)),
@@ -111,6 +126,7 @@ def test_writing_the_same_changes_nothing() -> None:
         (SMALL + '[[net]]\nmac = "53:54:00:12:34:56"', "no MAC address of one interface"),
         (SMALL + f'[[net]]\nmac = "{MAC}"\nkind = "wifi"', "one of user"),
         (SMALL + f'[[net]]\nmac = "{MAC}"\nforward = ["22"]', "is no port forward"),
+        (SMALL + 2 * f'[[net]]\nmac = "{MAC}"\n', "two interfaces of one MAC address"),
         (SMALL + '[boot]\ninitrd = "x"', "has no 'kernel'"),
         (SMALL + '[cloud_init]\nhostname = "x"', "has no 'instance_id'"),
     ],
@@ -120,9 +136,51 @@ def test_what_is_refused(text: str, said: str) -> None:
         read_spec("web", text)
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ('kind = "network"', "the kind 'network' needs 'network'"),
+        ('kind = "tap"\nscript = "/up"', "the kind 'tap' needs 'ifname'"),
+        ('bridge = "br0"', "'bridge' goes with the kind 'bridge', and .* is of kind 'user'"),
+        ('kind = "bridge"\nbridge = "br0"\nrestrict = true', "'restrict' goes with .* 'user'"),
+        ('kind = "network"\nnetwork = "lan"\nforward = ["1:2"]', "'forward' goes with"),
+        ('kind = "bridge"\nbridge = "a/b"', "'a/b' can't be the name of an interface"),
+        ('kind = "tap"\nifname = "sixteen-letters0"', "can't be the name of an interface"),
+        ('kind = "tap"\nifname = "t0"\nscript = "up"', "'script' is 'up', and should begin"),
+        ('model = "rtl8139"', "one of virtio, e1000"),
+        ('subnet = "192.168.76.0"', "'192.168.76.0' is no IPv4 network"),
+        ('subnet = "fd00::/64"', "IPv4 only"),
+        ('subnet = "192.168.76.1/24"', "is written 192.168.76.0/24"),
+        ('subnet = "192.168.76.0/30"', "from /8 to /29"),
+        ('subnet = "192.168.76.0/24"\ndhcp_start = "10.0.2.15"', "no free address of the subnet"),
+        ('dhcp_start = "10.0.2.3"', "no free address of the subnet"),
+        ('forward = ["2222:10.0.3.15:22"]', "which is not in the guest's network 10.0.2.0/24"),
+    ],
+)
+def test_what_is_refused_of_an_interface(keys: str, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        read_spec("web", f'{SMALL}[[net]]\nmac = "{MAC}"\n{keys}\n')
+
+
+def test_the_addresses_of_a_user_network_follow_its_subnet() -> None:
+    for subnet, gateway, dns, dhcp in (
+        (None, "10.0.2.2", "10.0.2.3", "10.0.2.15"),
+        ("192.168.76.0/24", "192.168.76.2", "192.168.76.3", "192.168.76.15"),
+        ("10.1.0.0/16", "10.1.0.2", "10.1.0.3", "10.1.0.15"),
+        ("10.0.0.8/29", "10.0.0.10", "10.0.0.11", "10.0.0.12"),
+    ):
+        found = user_net(NetSpec("user", MAC, subnet=subnet))
+        assert (str(found.gateway), str(found.dns), str(found.dhcp_start)) == (gateway, dns, dhcp)
+
+
 def test_forwards() -> None:
     assert read_forward("2222:22") == Forward(2222, 22)
     assert read_forward("0.0.0.0:80:8080") == Forward(80, 8080, "0.0.0.0")
+    assert read_forward("udp:53:10.0.2.9:5353") == Forward(
+        53, 5353, guest_address="10.0.2.9", protocol="udp"
+    )
+    for text in ("127.0.0.1:80:10.0.2.9:80", "udp:0.0.0.0:53:53"):
+        assert str(read_forward(text)) == text
     for text in ("", "22", ":22", "0:22", "22:65536", "a:b", "host:1:2", "1:2:3:4", "\uff11:2"):
         with pytest.raises(UsageError):
             read_forward(text)

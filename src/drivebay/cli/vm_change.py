@@ -35,9 +35,10 @@ from drivebay.vm.disks import (
 from drivebay.vm.iso import check_iso
 from drivebay.vm.ports import check_free
 from drivebay.vm.qemu import find_qemu
-from drivebay.vm.spec import USER_NET, NetSpec, VmSpec
+from drivebay.vm.spec import NetSpec, VmSpec
 from drivebay.vm.spec_file import read_spec, write_spec
 from drivebay.vm.store import Vm, Vms
+from drivebay.vm.user_net import user_net
 
 if TYPE_CHECKING:
     pass
@@ -122,12 +123,13 @@ def _changed_net(vms: Vms, spec: VmSpec, found: argparse.Namespace) -> NetSpec:
         check_free(forward, vms.others(spec.name))
         net = replace(net, forward=forward)
     if found.address is not None:
-        inside = found.address.startswith(USER_NET[0])
+        addresses = user_net(net)
+        inside = addresses.has(found.address)
         net = replace(
             net,
             address=found.address,
-            gateway=USER_NET[1] if inside else None,
-            dns=(USER_NET[2],) if inside else (),
+            gateway=str(addresses.gateway) if inside else None,
+            dns=(str(addresses.dns),) if inside else (),
         )
     if found.gateway is not None:
         net = replace(net, gateway=found.gateway)

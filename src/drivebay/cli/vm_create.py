@@ -35,8 +35,9 @@ from drivebay.vm.creation import (
 from drivebay.vm.disks import SHARING_WARNING
 from drivebay.vm.images.store import Image, Images
 from drivebay.vm.qemu import find_qemu
-from drivebay.vm.spec import DHCP, USER_NET, Boot, CloudInit
+from drivebay.vm.spec import DHCP, Boot, CloudInit, NetSpec
 from drivebay.vm.store import Vms
+from drivebay.vm.user_net import user_net
 
 __all__ = ["create", "read_wish"]
 
@@ -183,8 +184,9 @@ def _read_net(found: argparse.Namespace) -> NetWish | None:
         return None
     address = found.address or DHCP
     gateway, dns = found.gateway, found.dns
-    if address.startswith(USER_NET[0]):
-        gateway, dns = gateway or USER_NET[1], dns or [USER_NET[2]]
+    addresses = user_net(NetSpec("user", ""))
+    if addresses.has(address):
+        gateway, dns = gateway or str(addresses.gateway), dns or [str(addresses.dns)]
     return NetWish(read_forwards(found.forward), address, gateway, tuple(dns or ()))
 
 

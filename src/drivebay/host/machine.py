@@ -130,14 +130,21 @@ def _check_disks(vm: Vm, vms: Vms, inventory: Inventory) -> Iterator[Finding]:
 def _check_ports(vm: Vm) -> Iterator[Finding]:
     """Each port must be free, and above 1023 for QEMU, which is not root."""
     wanted = [
-        (forward.host_address, forward.host_port, f"--forward PORT:{forward.guest_port}")
+        (
+            forward.protocol,
+            forward.host_address,
+            forward.host_port,
+            f"--forward {'udp:' * (forward.protocol == 'udp')}PORT:{forward.guest_port}",
+        )
         for net in vm.spec.nets
         for forward in net.forward
     ]
     if vm.spec.vnc is not None:
-        wanted.append((vm.spec.vnc.address, vm.spec.vnc.port, f"--vnc {vm.spec.vnc.address}:PORT"))
-    for address, port, option in wanted:
-        problem = _port_problem(address, port)
+        wanted.append(
+            ("tcp", vm.spec.vnc.address, vm.spec.vnc.port, f"--vnc {vm.spec.vnc.address}:PORT")
+        )
+    for protocol, address, port, option in wanted:
+        problem = _port_problem(protocol, address, port)
         mend = f"drivebay vm set {vm.name} {option}"
         if problem is None:
             yield Finding("ok", "ports", f"port {port} is free")
@@ -150,10 +157,11 @@ def _check_ports(vm: Vm) -> Iterator[Finding]:
             yield Finding("problem", "ports", what, mend)
 
 
-def _port_problem(address: str, port: int) -> int | None:
+def _port_problem(protocol: str, address: str, port: int) -> int | None:
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    stream = protocol == "tcp"
+    with socket.socket(family, socket.SOCK_STREAM if stream else socket.SOCK_DGRAM) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(stream))
         try:
             trial.bind((address, port))
         except OSError as error:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from drivebay.disks.connection import call
 from drivebay.disks.inventory import Disk, Inventory
@@ -23,7 +23,7 @@ from drivebay.vm import renewal, run
 from drivebay.vm.disks import CLONE_SNAPSHOT, check_volume_free, plan_offer
 from drivebay.vm.identity import Origin, host_machine_id, new_identity
 from drivebay.vm.ports import free_forward
-from drivebay.vm.spec import DiskSpec, NetSpec, VmSpec
+from drivebay.vm.spec import SSH_PORT, DiskSpec, NetSpec, VmSpec
 from drivebay.vm.stillness import drop_snapshots, own_volumes, snapshot_name, take_snapshots
 from drivebay.vm.store import Vm, Vms
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from drivebay.rpc.client import Client
 
 __all__ = ["Clones", "plan_clones"]
-
-_SSH_PORT: Final = 22
 
 
 @dataclass
@@ -96,9 +94,9 @@ def _spec(
     spec = new_identity(before, name, origin, taken)
     nets: list[NetSpec] = []
     for net, original in zip(spec.nets, before.nets, strict=True):
-        if any(forward.guest_port == _SSH_PORT for forward in original.forward):
+        if any(forward.leads_to_ssh for forward in original.forward):
             beside = [forward for each in nets for forward in each.forward]
-            net = replace(net, forward=(free_forward(others, _SSH_PORT, beside),))
+            net = replace(net, forward=(free_forward(others, SSH_PORT, beside),))
         nets.append(net)
     disks = [
         replace(disk, bdev=f"{sources[disk.name].pool}/{name}-{disk.name}", made=True)

@@ -33,6 +33,7 @@ from drivebay.vm.ports import check_free, free_forward
 from drivebay.vm.qemu import Qemu
 from drivebay.vm.spec import (
     DHCP,
+    SSH_PORT,
     Boot,
     CloudInit,
     DiskSpec,
@@ -65,7 +66,6 @@ __all__ = [
 MEMORY: Final = 1 << 30  # unless somebody says otherwise
 CPUS: Final = 2
 SYSTEM: Final = "system"
-_SSH_PORT: Final = 22
 
 
 @dataclass(frozen=True)
@@ -284,8 +284,8 @@ def _nets(vms: Vms, wish: Wish, others: list[Vm]) -> tuple[NetSpec, ...]:
         return ()
     forward = list(wish.net.forward)
     check_free(forward, others)
-    if not any(each.guest_port == _SSH_PORT for each in forward):
-        forward.append(free_forward(others, _SSH_PORT, forward))
+    if not any(each.leads_to_ssh for each in forward):
+        forward.append(free_forward(others, SSH_PORT, forward))
     origin = Origin(host_machine_id(data_folder()), vms.folder)
     taken = {net.mac for other in others for net in other.spec.nets}
     mac = free_mac(origin, wish.name, 0, taken)

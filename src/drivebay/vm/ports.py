@@ -26,9 +26,9 @@ def free_forward(others: Iterable[Vm], guest_port: int, beside: Iterable[Forward
 
     Raises: StateError.
     """
-    taken = {port for port, _ in _taken(others)} | {forward.host_port for forward in beside}
+    taken = {outside for outside, _ in _taken(others)} | {forward.outside for forward in beside}
     for port in range(_FIRST, _LAST):
-        if port not in taken and _opens("127.0.0.1", port):
+        if ("tcp", port) not in taken and _opens("127.0.0.1", port):
             return Forward(port, guest_port)
     raise StateError(
         f"no port from {_FIRST} to {_LAST - 1} is free", hint="name one: --forward HOSTPORT:22"
@@ -39,25 +39,25 @@ def check_free(forwards: Iterable[Forward], others: Sequence[Vm]) -> None:
     """Refuse a forward whose port another VM has, or twice the same. Raises: InUse."""
     forwards = list(forwards)
     taken = dict(_taken(others))
-    seen: set[int] = set()
+    seen: set[tuple[str, int]] = set()
     for forward in forwards:
-        if forward.host_port in taken:
+        if forward.outside in taken:
+            free = free_forward(others, forward.guest_port, forwards)
             raise InUse(
-                f"port {forward.host_port} leads to VM '{taken[forward.host_port]}' already",
-                hint="choose another, such as "
-                f"--forward {free_forward(others, forward.guest_port, forwards).host_port}:"
-                f"{forward.guest_port}",
+                f"port {forward.host_port} leads to VM '{taken[forward.outside]}' already",
+                hint="choose another, such as --forward "
+                f"{'udp:' * (forward.protocol == 'udp')}{free.host_port}:{forward.guest_port}",
             )
-        if forward.host_port in seen:
+        if forward.outside in seen:
             raise InUse(f"port {forward.host_port} is forwarded twice")
-        seen.add(forward.host_port)
+        seen.add(forward.outside)
 
 
 def free_vnc_port(others: Iterable[Vm]) -> int:
     """A port from VNC's first on that neither a VM nor a program has. Raises: StateError."""
     taken = dict(_taken(others))
     for port in range(FIRST_PORT, FIRST_PORT + 100):
-        if port not in taken and _opens("127.0.0.1", port):
+        if ("tcp", port) not in taken and _opens("127.0.0.1", port):
             return port
     raise StateError(
         f"no port from {FIRST_PORT} to {FIRST_PORT + 99} is free",
@@ -68,18 +68,18 @@ def free_vnc_port(others: Iterable[Vm]) -> int:
 def check_vnc_free(vnc: VncSpec, others: Sequence[Vm]) -> None:
     """Raises: InUse when another VM has the port."""
     taken = dict(_taken(others))
-    if vnc.port in taken:
+    if ("tcp", vnc.port) in taken:
         raise InUse(
-            f"port {vnc.port} leads to VM '{taken[vnc.port]}' already",
+            f"port {vnc.port} leads to VM '{taken['tcp', vnc.port]}' already",
             hint=f"choose another, such as --vnc {vnc.address}:{free_vnc_port(others)}",
         )
 
 
-def _taken(others: Iterable[Vm]) -> list[tuple[int, str]]:
+def _taken(others: Iterable[Vm]) -> list[tuple[tuple[str, int], str]]:
     found = []
     for other in others:
-        ports = [forward.host_port for net in other.spec.nets for forward in net.forward]
-        ports += [] if other.spec.vnc is None else [other.spec.vnc.port]
+        ports = [forward.outside for net in other.spec.nets for forward in net.forward]
+        ports += [] if other.spec.vnc is None else [("tcp", other.spec.vnc.port)]
         found += [(port, other.name) for port in ports]
     return found
 

@@ -5,6 +5,7 @@ Context: any; looks at no file.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from dataclasses import dataclass
 from typing import Final
@@ -14,7 +15,9 @@ from drivebay.errors import UsageError
 __all__ = [
     "BUSES",
     "DHCP",
-    "USER_NET",
+    "NET_KINDS",
+    "NIC_MODELS",
+    "SSH_PORT",
     "Boot",
     "CloudInit",
     "DiskSpec",
@@ -29,25 +32,45 @@ __all__ = [
 
 BUSES: Final = ("virtio", "scsi", "nvme", "sata")
 DHCP: Final = "dhcp"
+SSH_PORT: Final = 22
 
-# QEMU's user network, and the addresses at which it is gateway and name server.
-USER_NET: Final = ("10.0.2.", "10.0.2.2", "10.0.2.3")
+NET_KINDS: Final = ("user", "network", "bridge", "tap")
+NIC_MODELS: Final = ("virtio", "e1000")
 
 # A name is a host name (RFC 1123), a folder's and a part of socket names: 63 letters at most,
 # and less, since a controller's socket carries it beside the disk's name.
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,38}[A-Za-z0-9])?", re.ASCII)
 
+_FORWARD = re.compile(
+    r"((?P<protocol>tcp|udp):)?((?P<host>[0-9.]+):)?(?P<host_port>\d{1,5})"
+    r":((?P<guest>[0-9.]+):)?(?P<guest_port>\d{1,5})",
+    re.ASCII,
+)
+
 
 @dataclass(frozen=True)
 class Forward:
-    """A TCP port of the host that leads to one of the guest."""
+    """A port of the host that leads to one of the guest."""
 
     host_port: int
     guest_port: int
     host_address: str = "127.0.0.1"
+    guest_address: str = ""  # empty: the interface's
+    protocol: str = "tcp"
+
+    @property
+    def outside(self) -> tuple[str, int]:
+        """What it takes of the host: a TCP port and a UDP port of one number are two."""
+        return self.protocol, self.host_port
+
+    @property
+    def leads_to_ssh(self) -> bool:
+        return self.protocol == "tcp" and self.guest_port == SSH_PORT
 
     def __str__(self) -> str:
-        return f"{self.host_address}:{self.host_port}:{self.guest_port}"
+        before = "" if self.protocol == "tcp" else f"{self.protocol}:"
+        guest = f"{self.guest_address}:" if self.guest_address else ""
+        return f"{before}{self.host_address}:{self.host_port}:{guest}{self.guest_port}"
 
 
 @dataclass(frozen=True)
@@ -66,12 +89,21 @@ class DiskSpec:
 class NetSpec:
     """A network interface."""
 
-    kind: str  # 'user': QEMU's own network behind the host's address
+    kind: str  # one of NET_KINDS
     mac: str
     forward: tuple[Forward, ...] = ()
     address: str = DHCP  # or ADDRESS/PREFIX, which cloud-init sets
     gateway: str | None = None
     dns: tuple[str, ...] = ()
+    model: str = "virtio"
+    network: str | None = None  # of kind 'network': the name of one of ours
+    bridge: str | None = None  # of kind 'bridge': one that others made
+    restrict: bool = False  # of kind 'user': the guest reaches nothing, and forwards still lead in
+    subnet: str | None = None  # None: QEMU's own
+    dhcp_start: str | None = None
+    ifname: str | None = None  # of kind 'tap': the host's interface
+    script: str | None = None  # run before QEMU, and the other one after its end
+    downscript: str | None = None
 
 
 @dataclass(frozen=True)
@@ -159,23 +191,36 @@ def check_vm_name(name: str) -> None:
 
 
 def read_forward(text: str) -> Forward:
-    """Read 'HOSTPORT:GUESTPORT' or 'ADDRESS:HOSTPORT:GUESTPORT'. Raises: UsageError.
+    """Read '[udp:][ADDRESS:]HOSTPORT:[GUESTADDRESS:]GUESTPORT'. Raises: UsageError.
 
     >>> str(read_forward("2222:22"))
     '127.0.0.1:2222:22'
     """
-    address, _, ports = text.rpartition(":")[0].rpartition(":")
-    ports = ports + ":" + text.rpartition(":")[2]
-    host, _, guest = ports.partition(":")
-    if not (_is_port(host) and _is_port(guest)):
+    found = _FORWARD.fullmatch(text)
+    if found is None or not (_is_port(found["host_port"]) and _is_port(found["guest_port"])):
         raise UsageError(
             f"'{text[:80]}' is no port forward",
             hint="write HOSTPORT:GUESTPORT, such as 2222:22; both are from 1 to 65535",
         )
-    if address and not re.fullmatch(r"\d{1,3}(\.\d{1,3}){3}", address, re.ASCII):
-        raise UsageError(f"'{address[:80]}' in the forward '{text[:80]}' is no IPv4 address")
-    return Forward(int(host), int(guest), address or "127.0.0.1")
+    for address in filter(None, (found["host"], found["guest"])):
+        if not _is_address(address):
+            raise UsageError(f"'{address[:80]}' in the forward '{text[:80]}' is no IPv4 address")
+    return Forward(
+        int(found["host_port"]),
+        int(found["guest_port"]),
+        found["host"] or "127.0.0.1",
+        found["guest"] or "",
+        found["protocol"] or "tcp",
+    )
 
 
 def _is_port(text: str) -> bool:
-    return text.isascii() and text.isdigit() and 1 <= int(text) <= 65535
+    return 1 <= int(text) <= 65535
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.IPv4Address(text)
+    except ValueError:
+        return False
+    return True

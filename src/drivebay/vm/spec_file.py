@@ -16,17 +16,15 @@ from typing import Any, Final
 from drivebay.disks.sizes import format_size, read_size
 from drivebay.errors import UsageError
 from drivebay.system.tables import Table
+from drivebay.vm.net_file import net_values, read_net
 from drivebay.vm.spec import (
     BUSES,
-    DHCP,
     Boot,
     CloudInit,
     DiskSpec,
-    NetSpec,
     ShareSpec,
     VmSpec,
     VncSpec,
-    read_forward,
 )
 from drivebay.vm.vnc import check_vnc
 
@@ -38,7 +36,6 @@ MIB: Final = 1 << 20
 MEMORY_LEAST: Final = 16 * MIB
 UEFI_MEMORY_LEAST: Final = 384 * MIB  # with less it hangs, and says nothing
 _DISK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,19}", re.ASCII)
-_MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", re.ASCII)
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,35}", re.ASCII)  # virtio 1.2, 5.11.4: 36 bytes
 
 
@@ -73,7 +70,7 @@ def read_spec(name: str, text: str) -> VmSpec:
         qemu_args=top.texts("qemu_args"),
         boot=_read_boot(top),
         disks=tuple(_read_disk(table) for table in _tables(top, "disk")),
-        nets=tuple(_read_net(table) for table in _tables(top, "net")),
+        nets=tuple(read_net(table) for table in _tables(top, "net")),
         shares=tuple(_read_share(table) for table in _tables(top, "share")),
         vnc=_read_vnc(top),
         cloud_init=_read_cloud_init(top),
@@ -90,6 +87,7 @@ def read_spec(name: str, text: str) -> VmSpec:
     for what, names in (
         ("disks of one name", [disk.name for disk in spec.disks]),
         ("shares of one tag", [share.tag for share in spec.shares]),
+        ("interfaces of one MAC address", [net.mac for net in spec.nets]),
     ):
         if len(set(names)) < len(names):
             raise UsageError(f"{top.where} has two {what}: {', '.join(sorted(names))}")
@@ -139,24 +137,6 @@ def _read_disk(table: Table) -> DiskSpec:
     if disk.overlay is not None and ("/" in disk.overlay or disk.overlay.startswith(".")):
         raise UsageError(f"{table.where}: 'overlay' should be a file's name in the VM's folder")
     return disk
-
-
-def _read_net(table: Table) -> NetSpec:
-    net = NetSpec(
-        kind=table.one_of("kind", ("user",), "user"),
-        mac=table.take("mac", str, required=True).lower(),
-        forward=tuple(read_forward(text) for text in table.texts("forward")),
-        address=table.take("address", str, DHCP),
-        gateway=table.take("gateway", str),
-        dns=table.texts("dns"),
-    )
-    table.end()
-    if not _MAC.fullmatch(net.mac) or int(net.mac[:2], 16) & 1:
-        raise UsageError(
-            f"{table.where}: '{net.mac[:80]}' is no MAC address of one interface",
-            hint="such as 52:54:00:12:34:56",
-        )
-    return net
 
 
 def _read_share(table: Table) -> ShareSpec:
@@ -247,13 +227,7 @@ def _as_table(spec: VmSpec) -> dict[str, Any]:
             "qemu_args": list(spec.qemu_args),
             "boot": None if boot is None else _without_defaults(dict(vars(boot))),
             "disk": [_without_defaults(dict(vars(disk))) for disk in spec.disks],
-            "net": [
-                _without_defaults(
-                    {**vars(net), "forward": [str(forward) for forward in net.forward],
-                     "dns": list(net.dns)}
-                )
-                for net in spec.nets
-            ],
+            "net": [_without_defaults(net_values(net)) for net in spec.nets],
             "share": [_without_defaults(dict(vars(share))) for share in spec.shares],
             "vnc": None if vnc is None else _without_defaults(dict(vars(vnc))),
             "cloud_init": None

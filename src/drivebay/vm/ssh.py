@@ -24,7 +24,7 @@ from typing import Final
 
 from drivebay.errors import AlreadyExists, DrivebayError, HostError, StateError, UsageError
 from drivebay.vm.seed import HostKey
-from drivebay.vm.spec import VmSpec
+from drivebay.vm.spec import SSH_PORT, VmSpec
 
 __all__ = [
     "Keys",
@@ -39,7 +39,6 @@ __all__ = [
     "ssh_config",
 ]
 
-SSH_PORT: Final = 22
 # QEMU takes a connection at once, whatever the guest does, and an emulated guest is slow.
 CONNECT_SECONDS: Final = 30
 BANNER_MOST: Final = 8192
@@ -141,7 +140,7 @@ def endpoint(spec: VmSpec) -> tuple[str, int]:
     """
     for net in spec.nets:
         for forward in net.forward:
-            if forward.guest_port == SSH_PORT:
+            if forward.leads_to_ssh:
                 # A port open on all addresses is reached by the nearest one.
                 every = forward.host_address == "0.0.0.0"
                 return "127.0.0.1" if every else forward.host_address, forward.host_port

@@ -139,8 +139,8 @@ def _nets(up: Up, vm: LabVm, spec: VmSpec) -> tuple[NetSpec, ...]:
         taken = {each.mac for other in others for each in other.spec.nets}
         net = NetSpec("user", free_mac(origin, spec.name, 0, taken))
     forward = list(wished.forward)
-    ours = [each for each in net.forward if each.guest_port == 22]
-    if ours and not any(each.guest_port == 22 for each in forward):
+    ours = [each for each in net.forward if each.leads_to_ssh]
+    if ours and not any(each.leads_to_ssh for each in forward):
         forward = [*forward, ours[0]]
     forward = with_ssh(up, vm, forward)
     if tuple(forward) != net.forward:

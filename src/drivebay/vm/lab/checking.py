@@ -171,10 +171,10 @@ def _check_holders(lab: Lab) -> None:
 
 
 def _check_ports(lab: Lab) -> None:
-    seen: dict[int, LabVm] = {}
+    seen: dict[tuple[str, int], LabVm] = {}
     for vm in lab.vms:
         for forward in (each for net in vm.nets or () for each in net.forward):
-            other = seen.get(forward.host_port)
+            other = seen.get(forward.outside)
             if other is not None:
                 raise lab.source.mistake(
                     (*vm.place, "nets"),
@@ -183,4 +183,4 @@ def _check_ports(lab: Lab) -> None:
                     f"'{vm.name}', too",
                     hint="the port of the host counts up by one with each VM of a table",
                 )
-            seen[forward.host_port] = vm
+            seen[forward.outside] = vm

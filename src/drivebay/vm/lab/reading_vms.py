@@ -32,7 +32,6 @@ from drivebay.vm.shares import read_share
 from drivebay.vm.spec import (
     BUSES,
     DHCP,
-    USER_NET,
     Boot,
     CloudInit,
     DiskSpec,
@@ -44,6 +43,7 @@ from drivebay.vm.spec import (
     read_forward,
 )
 from drivebay.vm.spec_file import FIRMWARES, read_spec, write_spec
+from drivebay.vm.user_net import user_net
 
 __all__ = ["read_vms"]
 
@@ -268,8 +268,9 @@ class _Reader:
             address = table.take("address", str, DHCP)
             gateway, dns = table.take("gateway", str), table.texts("dns")
             table.end()
-            if address.startswith(USER_NET[0]):
-                gateway, dns = gateway or USER_NET[1], dns or (USER_NET[2],)
+            addresses = user_net(NetSpec("user", _SOME_MAC))
+            if addresses.has(address):
+                gateway, dns = gateway or str(addresses.gateway), dns or (str(addresses.dns),)
             check_net(NetSpec("user", _SOME_MAC, forward, address, gateway, dns))
             return (LabNet(forward, address, gateway, dns),)
 

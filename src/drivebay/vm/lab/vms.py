@@ -24,12 +24,10 @@ from drivebay.vm.lab.site import Site, Up, told_at
 from drivebay.vm.lifecycle import check_able
 from drivebay.vm.ports import check_free, free_forward
 from drivebay.vm.qemu import find_qemu
-from drivebay.vm.spec import CloudInit, DiskSpec, Forward, NetSpec, VmSpec
+from drivebay.vm.spec import SSH_PORT, CloudInit, DiskSpec, Forward, NetSpec, VmSpec
 from drivebay.vm.store import Vm
 
 __all__ = ["check_files", "is_there", "plan_image", "plan_vm", "remove_half_made", "with_ssh"]
-
-SSH_PORT = 22
 
 
 def is_there(up: Up, vm: LabVm) -> bool:
@@ -203,7 +201,7 @@ def _net(up: Up, vm: LabVm) -> NetWish | None:
 
 def with_ssh(up: Up, vm: LabVm, forward: list[Forward]) -> list[Forward]:
     """With a forward to the guest's sshd, by a port that no VM of the file has or will have."""
-    if any(each.guest_port == SSH_PORT for each in forward):
+    if any(each.leads_to_ssh for each in forward):
         return forward
     reserved = [each for other in up.lab.vms for each in _explicit(other)]
     others = up.site.vms.others(up.site.full(vm.name))
