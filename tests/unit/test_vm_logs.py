@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from drivebay.errors import HostError
-from drivebay.vm.logs import harmless, new_bytes
+from drivebay.system.terminal import harmless
+from drivebay.vm.logs import new_bytes
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,8 @@ def open_console(vm: Vm, *, wake: bool = True) -> bool:
 
 
 def _log(found: argparse.Namespace) -> int:
-    from drivebay.vm.logs import harmless, new_bytes
+    from drivebay.system.terminal import harmless
+    from drivebay.vm.logs import new_bytes
 
     vm = _load(found.name)
     log = vm.qemu_log if found.qemu else vm.console_log
