@@ -19,6 +19,7 @@ from drivebay.vm.qemu import find_qemu
 from drivebay.vm.target import TargetProcess
 from tests.e2e import debian_guest
 from tests.e2e.bay import Bay
+from tests.e2e.net_bay import NetBay, net_bay_in
 from tests.e2e.vm_bay import VmBay
 
 BUILDING = pytest.StashKey[subprocess.Popen[bytes] | None]()
@@ -106,6 +107,16 @@ def vm_bay() -> Iterator[VmBay]:
             yield bay
         finally:
             bay.end()
+
+
+@pytest.fixture(scope="module")
+def net_bay() -> Iterator[NetBay]:
+    """A host in a network namespace of its own; whatever a module's tests make ends with it."""
+    with tempfile.TemporaryDirectory(prefix="drivebay-", dir="/var/tmp") as name:
+        folder = Path(name)
+        folder.chmod(0o711)  # dnsmasq and QEMU are nobody, and pass through to their files
+        with net_bay_in(folder) as bay:
+            yield bay
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
