@@ -7,6 +7,7 @@ on the network's bridge alone, reads no configuration but ours, and nobody's res
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ __all__ = ["Host", "Lease", "configuration", "read_leases", "tell_hosts"]
 
 _HOSTS, _NAMES, _LEASES, _CONF = "hosts", "names", "leases", "dnsmasq.conf"
 _LEASE_TIME: Final = "1h"
+_HOST_NAME = re.compile(r"[A-Za-z0-9_.-]{1,255}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,10 @@ class Host:
 
 @dataclass(frozen=True)
 class Lease:
-    """An address that DHCP gave, until ``expires`` (seconds since 1970; 0: for ever)."""
+    """An address that DHCP gave, until ``expires`` (seconds since 1970; 0: for ever).
+
+    ``name`` is what the guest calls itself: whatever it likes, but a host name.
+    """
 
     expires: int
     mac: str
@@ -62,7 +67,8 @@ def parse_leases(text: str) -> Iterable[Lease]:
                     found = IPv4Address(address)
                 except AddressValueError:
                     continue  # IPv6, or broken
-                yield Lease(int(expires), mac.lower(), found, None if name == "*" else name)
+                named = name if _HOST_NAME.fullmatch(name) else None  # "*", or no name at all
+                yield Lease(int(expires), mac.lower(), found, named)
 
 
 def tell_hosts(networks: Networks, network: Network, hosts: Sequence[Host]) -> None:
