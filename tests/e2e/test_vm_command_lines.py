@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from drivebay.vm.command import command_line
-from drivebay.vm.hardware import Cd, Drive, Hardware, Listener, Memory, Nic, Start
+from drivebay.vm.hardware import Cd, Drive, Hardware, Listener, Memory, Nic, OwnNet, Start
 from drivebay.vm.kvm import Accelerator
 from drivebay.vm.qemu import find_qemu
 from drivebay.vm.spec import Forward
@@ -33,7 +33,7 @@ def test_qemu_reads_a_machine_with_every_part(tmp_path: Path, newer: bool) -> No
         monitor=Listener(tmp_path / "monitor"),
         serials=[("console", Listener(tmp_path / "console", log=str(tmp_path / "log")))],
         uuid="d1b1c2f0-0000-4000-8000-000000000001",
-        nics=[Nic(MAC, [Forward(0, 22)])],
+        nics=[Nic(MAC, OwnNet([Forward(0, 22)]))],
         agent=Listener(tmp_path / "agent"),
         start=Start("/nonexistent-kernel"),
         cd=Cd(str(raw), 1),

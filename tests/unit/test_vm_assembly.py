@@ -19,6 +19,7 @@ from drivebay.vm.hardware import (
     Hardware,
     Listener,
     Memory,
+    OwnNet,
     Share,
 )
 from drivebay.vm.placement import Placement
@@ -171,9 +172,11 @@ def test_forwards_lead_to_a_static_address() -> None:
         NetSpec("user", "52:54:00:00:00:02", forward, address="10.0.2.50/24"),
     )
     made = machine(bare("web", nets=nets, qemu_args=("-no-reboot",)))
-    assert [nic.address for nic in made.nics] == ["", "10.0.2.50"]
+    assert [nic.behind for nic in made.nics] == [
+        OwnNet(forward),
+        OwnNet(forward, "10.0.2.50"),
+    ]
     assert [nic.mac for nic in made.nics] == [net.mac for net in nets]
-    assert made.nics[0].forward == forward
     assert (made.more, made.uuid, made.machine) == (
         ("-no-reboot",), bare("web").uuid, "pc-q35-7.2",
     )  # fmt: skip

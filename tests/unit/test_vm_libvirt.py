@@ -22,6 +22,7 @@ from drivebay.vm.hardware import (
     Listener,
     Memory,
     Nic,
+    OwnNet,
     Share,
     Start,
 )
@@ -74,7 +75,7 @@ EVERYTHING = replace(
         Disk(Path("/run/e"), name="slow", bus="sata"),
     ],
     cd=Cd("/srv/debian 12.iso", 1),
-    nics=[Nic(MAC, [Forward(2222, 22)], "10.0.2.50"), Nic("52:54:00:12:34:57")],
+    nics=[Nic(MAC, OwnNet([Forward(2222, 22)], "10.0.2.50")), Nic("52:54:00:12:34:57")],
     shares=[Share("src", Path("/s"), "/src & more"), Share("data", Path("/d"), "/data", True)],
     agent=Listener(Path("/agent")),
     screen=True,

@@ -20,17 +20,23 @@ from drivebay.vm.hardware import (
     Drive,
     Firmware,
     Hardware,
+    InBridge,
     Listener,
     Memory,
+    NamedTap,
     Nic,
+    OpenTap,
+    OwnNet,
     Share,
     Start,
     Vnc,
 )
 from drivebay.vm.images.store import Images
+from drivebay.vm.joining import bridge_of
 from drivebay.vm.placement import Placement
 from drivebay.vm.spec import DHCP, Boot, DiskSpec, NetSpec, ShareSpec, VncSpec
 from drivebay.vm.store import Vm
+from drivebay.vm.user_net import user_net
 
 __all__ = ["Once", "Paths", "Places", "assemble", "share_socket", "vhost_disk"]
 
@@ -88,11 +94,13 @@ def assemble(
     placement: Placement,
     shares: Mapping[str, Path | int] | None = None,
     once: Once = Once(),
+    taps: Mapping[str, OpenTap] | None = None,
 ) -> Hardware:
     """Return the machine of a VM.
 
     ``sockets`` are the controllers' by the disk's name, ``shares`` the virtiofsds' by tag; one
-    that is not named is expected in the VM's folder.
+    that is not named is expected in the VM's folder. ``taps`` are those that were opened, by the
+    interface's MAC address; the others are told to QEMU by name.
 
     The firmware starts the first disk, and when there is nothing on it, the ISO.
 
@@ -133,17 +141,9 @@ def assemble(
         screen=True,
         vnc=None if spec.vnc is None else _vnc(spec.vnc, places),
         disks=disks,
-        shares=[
-            Share(
-                share.tag,
-                (shares or {}).get(share.tag, share_socket(vm, share)),
-                share.directory,
-                share.read_only,
-            )
-            for share in spec.shares
-        ],
+        shares=[_share(vm, share, shares or {}) for share in spec.shares],
         cd=cd,
-        nics=[Nic(net.mac, net.forward, _fixed_address(net)) for net in spec.nets],
+        nics=[Nic(net.mac, _behind(net, taps or {}), net.model) for net in spec.nets],
         start=start,
         firmware=firmware,
         ends_at_reboot=once.boot is not None,
@@ -151,6 +151,11 @@ def assemble(
         more=spec.qemu_args,
         files=places.files,
     )
+
+
+def _share(vm: Vm, share: ShareSpec, served: Mapping[str, Path | int]) -> Share:
+    place = served.get(share.tag, share_socket(vm, share))
+    return Share(share.tag, place, share.directory, share.read_only)
 
 
 def share_socket(vm: Vm, share: ShareSpec) -> Path:
@@ -206,8 +211,17 @@ def _overlay(vm: Vm, disk: DiskSpec, places: Places, boot_order: int | None) -> 
     )
 
 
-def _fixed_address(net: NetSpec) -> str:
-    return "" if net.address == DHCP else net.address.partition("/")[0]
+def _behind(net: NetSpec, taps: Mapping[str, OpenTap]) -> OwnNet | OpenTap | InBridge | NamedTap:
+    if net.kind == "user":
+        address = "" if net.address == DHCP else net.address.partition("/")[0]
+        chosen = net.subnet is not None or net.dhcp_start is not None
+        return OwnNet(net.forward, address, net.restrict, user_net(net) if chosen else None)
+    if net.mac in taps:
+        return taps[net.mac]
+    if net.kind == "tap":
+        assert net.ifname is not None
+        return NamedTap(net.ifname, net.script, net.downscript)
+    return InBridge(bridge_of(net))
 
 
 def _huge_pages_suffice(kib: int) -> bool:

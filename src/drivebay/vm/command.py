@@ -19,8 +19,12 @@ from drivebay.vm.hardware import (
     Disk,
     Drive,
     Hardware,
+    InBridge,
     Listener,
+    NamedTap,
     Nic,
+    OpenTap,
+    OwnNet,
     Share,
     Vnc,
     check_socket_path,
@@ -29,7 +33,7 @@ from drivebay.vm.kvm import Accelerator
 from drivebay.vm.qemu import Qemu
 from drivebay.vm.vnc import FIRST_PORT
 
-__all__ = ["CD", "CD_MEDIUM", "Properties", "command_line", "disk_parts", "spelled"]
+__all__ = ["CD", "CD_MEDIUM", "Properties", "command_line", "disk_parts", "netdev", "spelled"]
 
 Properties = dict[str, "str | int | bool | Properties"]
 
@@ -47,7 +51,7 @@ def command_line(qemu: Qemu, accelerator: Accelerator, hardware: Hardware) -> li
     """Return the words that start the machine. Raises: UsageError."""
     line = [str(qemu.path), "-name", spelled({"guest": hardware.name})]
     line += ["-nodefaults", "-no-user-config", "-display", "none"]
-    line += ["-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny"]
+    line += ["-sandbox", _sandbox(hardware.nics)]
     line += ["-accel", accelerator.name]
     line += ["-machine", spelled({"type": hardware.machine, "memory-backend": "memory"})]
     line += ["-cpu", "max", "-smp", str(hardware.cpus)]
@@ -344,18 +348,77 @@ def _share(share: Share, port: str) -> Sequence[str]:
     return ["-chardev", spelled(channel), "-device", spelled(device)]
 
 
+# ---- networks -----------------------------------------------------------------------------------
+
+
+def _sandbox(nics: Sequence[Nic]) -> str:
+    """A QEMU of ours starts no program; only one that somebody types may have to."""
+    starts = any(
+        isinstance(nic.behind, InBridge)
+        or (isinstance(nic.behind, NamedTap) and (nic.behind.script or nic.behind.downscript))
+        for nic in nics
+    )
+    return "on,obsolete=deny" + ("" if starts else ",elevateprivileges=deny,spawn=deny")
+
+
 def _nic(nic: Nic, number: int) -> Sequence[str]:
-    network: Properties = {"type": "user", "id": f"net{number}"}
-    words = [spelled(network)]
-    words += [
-        f"hostfwd=tcp:{forward.host_address}:{forward.host_port}-{nic.address}:{forward.guest_port}"
-        for forward in nic.forward
-    ]
     device: Properties = {
-        "driver": "virtio-net-pci",
+        "driver": "e1000" if nic.model == "e1000" else "virtio-net-pci",
         "netdev": f"net{number}",
         "mac": nic.mac,
         "romfile": "",  # no start from the network, which would need a file of another package
         "addr": f"{_FIRST_NIC_SLOT + number:#x}",
     }
-    return ["-netdev", ",".join(words), "-device", spelled(device)]
+    if isinstance(nic.behind, OpenTap) and len(nic.behind.descriptors) > 1:
+        # An interrupt for each direction of each queue, for changes and for the control queue.
+        device |= {"mq": True, "vectors": 2 * len(nic.behind.descriptors) + 2}
+    return ["-netdev", netdev(nic, f"net{number}"), "-device", spelled(device)]
+
+
+def netdev(nic: Nic, name: str) -> str:
+    """What is behind an interface, as one word."""
+    match nic.behind:
+        case OwnNet() as own:
+            return _own_net(own, name)
+        case OpenTap() as tap:
+            return spelled(_open_tap(tap, name))
+        case InBridge() as port:
+            return spelled({"type": "bridge", "id": name, "br": port.bridge})
+        case NamedTap() as tap:
+            return spelled(
+                {
+                    "type": "tap",
+                    "id": name,
+                    "ifname": tap.ifname,
+                    "script": tap.script or "no",
+                    "downscript": tap.downscript or "no",
+                }
+            )
+
+
+def _own_net(own: OwnNet, name: str) -> str:
+    network: Properties = {"type": "user", "id": name}
+    if own.addresses is not None:
+        network |= {
+            "net": str(own.addresses.network),
+            "host": str(own.addresses.gateway),
+            "dns": str(own.addresses.dns),
+            "dhcpstart": str(own.addresses.dhcp_start),
+        }
+    if own.restrict:
+        network |= {"restrict": True, "ipv6": False}  # IPv6 is a way out that has no forwards
+    words = [spelled(network)]
+    for each in own.forward:
+        guest = each.guest_address or own.address
+        outside = f"{each.protocol}:{each.host_address}:{each.host_port}"
+        words.append(f"hostfwd={outside}-{guest}:{each.guest_port}")
+    return ",".join(words)
+
+
+def _open_tap(tap: OpenTap, name: str) -> Properties:
+    several = "s" if len(tap.descriptors) > 1 else ""
+    queues = ":".join(map(str, tap.descriptors))
+    found: Properties = {"type": "tap", "id": name, f"fd{several}": queues}
+    if not tap.vhost:
+        return found | {"vhost": False}
+    return found | {"vhost": True, f"vhostfd{several}": ":".join(map(str, tap.vhost))}

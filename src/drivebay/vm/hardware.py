@@ -16,6 +16,7 @@ from typing import Final
 
 from drivebay.errors import UsageError
 from drivebay.vm.spec import Forward
+from drivebay.vm.user_net import UserNet
 
 __all__ = [
     "SPARE_PORTS",
@@ -24,9 +25,13 @@ __all__ = [
     "Drive",
     "Firmware",
     "Hardware",
+    "InBridge",
     "Listener",
     "Memory",
+    "NamedTap",
     "Nic",
+    "OpenTap",
+    "OwnNet",
     "Share",
     "Start",
     "Vnc",
@@ -83,12 +88,46 @@ class Cd:
 
 
 @dataclass(frozen=True)
-class Nic:
-    """An interface on QEMU's own network, behind the host's address."""
+class OwnNet:
+    """QEMU's own network, behind the host's address."""
 
-    mac: str
     forward: Sequence[Forward] = ()
     address: str = ""  # to which forwards lead; empty: the one that QEMU's DHCP gives
+    restrict: bool = False
+    addresses: UserNet | None = None  # None: as QEMU chooses them
+
+
+@dataclass(frozen=True)
+class OpenTap:
+    """A TAP that was opened for QEMU: a descriptor for each queue, and the kernel's for each."""
+
+    descriptors: Sequence[int]
+    vhost: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class InBridge:
+    """A TAP in a bridge, which QEMU has its set-uid helper make: as somebody would type it."""
+
+    bridge: str
+
+
+@dataclass(frozen=True)
+class NamedTap:
+    """A TAP that QEMU opens by name, and scripts that it runs: as somebody would type it."""
+
+    ifname: str
+    script: str | None = None
+    downscript: str | None = None
+
+
+@dataclass(frozen=True)
+class Nic:
+    """An interface, and what is behind it."""
+
+    mac: str
+    behind: OwnNet | OpenTap | InBridge | NamedTap = OwnNet()
+    model: str = "virtio"
 
 
 @dataclass(frozen=True)

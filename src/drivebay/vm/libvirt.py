@@ -15,8 +15,19 @@ from typing import Final
 from xml.etree import ElementTree
 
 from drivebay.errors import UsageError
-from drivebay.vm.command import Properties, disk_parts, spelled
-from drivebay.vm.hardware import Cd, Disk, Drive, Hardware, Listener, Memory, Nic, Share, Vnc
+from drivebay.vm.command import Properties, disk_parts, netdev, spelled
+from drivebay.vm.hardware import (
+    Cd,
+    Disk,
+    Drive,
+    Hardware,
+    Listener,
+    Memory,
+    Nic,
+    OwnNet,
+    Share,
+    Vnc,
+)
 from drivebay.vm.kvm import Accelerator
 from drivebay.vm.qemu import Qemu
 
@@ -143,13 +154,7 @@ class _Beyond:
     def _slot(self) -> str:
         return f"{next(self._slots):#x}"
 
-    def add_nic(self, nic: Nic, number: int) -> None:
-        network = [spelled({"type": "user", "id": f"beyond{number}"})]
-        network += [
-            f"hostfwd=tcp:{forward.host_address}:{forward.host_port}-"
-            f"{nic.address}:{forward.guest_port}"
-            for forward in nic.forward
-        ]
+    def add_nic(self, nic: Nic, own: OwnNet, number: int) -> None:
         device: Properties = {
             "driver": "virtio-net-pci",
             "netdev": f"beyond{number}",
@@ -157,8 +162,8 @@ class _Beyond:
             "romfile": "",
             "addr": self._slot(),
         }
-        self.words += ["-netdev", ",".join(network), "-device", spelled(device)]
-        ports = ", ".join(str(forward) for forward in nic.forward)
+        self.words += ["-netdev", netdev(nic, f"beyond{number}"), "-device", spelled(device)]
+        ports = ", ".join(str(forward) for forward in own.forward)
         self.names.append(f"interface {nic.mac}, since libvirt's user network forwards no {ports}")
 
 
@@ -223,8 +228,8 @@ def _add_devices(devices: ElementTree.Element, qemu: Qemu, hardware: Hardware) -
             _add(element, "boot", order=str(starting.index(hardware.cd.boot_order) + 1))
     _add_screen(devices, hardware)
     for number, nic in enumerate(hardware.nics):
-        if nic.forward:
-            beyond.add_nic(nic, number)
+        if isinstance(nic.behind, OwnNet) and nic.behind.forward:
+            beyond.add_nic(nic, nic.behind, number)
         else:
             interface = _add(devices, "interface", type="user")
             _add(interface, "mac", address=nic.mac)

@@ -147,8 +147,10 @@ def check_able(vm: Vm, qemu: Qemu) -> None:
     qemu.require("memfd", what)
     if spec.shares:
         qemu.require("vhost-user-fs", f"{what} with --share")
-    if spec.nets:
+    if any(net.kind == "user" for net in spec.nets):
         qemu.require("user-net", f"{what} with --net user")
+    if any(net.model == "e1000" for net in spec.nets):
+        qemu.require("e1000", f"{what} with model=e1000")
     for disk in spec.disks:
         bus = spec.bus_of(disk)
         if disk.bdev is not None and bus == "virtio":

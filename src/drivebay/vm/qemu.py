@@ -40,6 +40,7 @@ FEATURES: dict[str, tuple[str, str, Version]] = {
         (10, 0),  # Debian and Ubuntu build it since then
     ),
     "user-net": ("QEMU's user network (built with libslirp)", "qemu", (0, 0)),
+    "e1000": ("the device e1000", "qemu", (0, 0)),
     "nvme": ("the device nvme", "qemu", (0, 0)),
     "ahci": ("the device ich9-ahci", "qemu", (0, 0)),
     "scsi": ("the device virtio-scsi", "qemu", (0, 0)),

@@ -31,6 +31,7 @@ ANSWER_LIMIT: Final = 4 << 20
 _TYPES: Final = {
     "vhost-user-blk": "vhost-user-blk-pci",
     "vhost-user-fs": "vhost-user-fs-pci",
+    "e1000": "e1000",
     "nvme": "nvme",
     "ahci": "ich9-ahci",
     "scsi": "virtio-scsi-pci",

@@ -32,6 +32,7 @@ __all__ = ["read_spec", "write_spec"]
 
 FIRMWARES: Final = ("bios", "uefi")
 CPUS_MOST: Final = 256
+NETS_MOST: Final = 8  # each has a slot of its own on the machine's first bus
 MIB: Final = 1 << 20
 MEMORY_LEAST: Final = 16 * MIB
 UEFI_MEMORY_LEAST: Final = 384 * MIB  # with less it hangs, and says nothing
@@ -84,6 +85,8 @@ def read_spec(name: str, text: str) -> VmSpec:
         )
     if spec.iso is not None and not spec.iso.startswith("/"):
         raise UsageError(f"{top.where}: 'iso' is '{spec.iso[:80]}', and should begin with '/'")
+    if len(spec.nets) > NETS_MOST:
+        raise UsageError(f"{top.where} has {len(spec.nets)} interfaces; the most are {NETS_MOST}")
     for what, names in (
         ("disks of one name", [disk.name for disk in spec.disks]),
         ("shares of one tag", [share.tag for share in spec.shares]),
