@@ -28,6 +28,7 @@ __all__ = [
     "exists",
     "open_named_tap",
     "open_tap",
+    "open_vhost",
     "set_persistent",
 ]
 
@@ -151,7 +152,7 @@ def _open(name: str, queues: int, *, several: bool) -> Tap:
             request = _REQUEST.pack(name.encode(), flags)
             answer = fcntl.ioctl(descriptors[-1], _TUNSETIFF, request)
             name = _REQUEST.unpack(answer)[0].rstrip(b"\0").decode()
-        return Tap(name, tuple(descriptors), _open_vhost(queues))
+        return Tap(name, tuple(descriptors), open_vhost(queues))
     except BaseException as error:
         for descriptor in descriptors:
             os.close(descriptor)
@@ -160,7 +161,7 @@ def _open(name: str, queues: int, *, several: bool) -> Tap:
         raise
 
 
-def _open_vhost(queues: int) -> tuple[int, ...]:
+def open_vhost(queues: int) -> tuple[int, ...]:
     """The kernel's own end of each queue, where it has one; without, QEMU copies each packet."""
     found: list[int] = []
     try:
