@@ -6,7 +6,7 @@ import tomllib
 from ipaddress import IPv4Network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drivebay.errors import UsageError
@@ -76,6 +76,7 @@ bridged = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(networks | bridged)
 def test_a_network_that_was_written_is_read_again(network: Network) -> None:
     assert read_network("lan", write_network(network)) == network

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Network
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drivebay.errors import StateError
@@ -66,6 +66,7 @@ subnets = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.lists(subnets, max_size=12), st.lists(subnets, max_size=4))
 def test_what_is_chosen_is_free(routes: list[IPv4Network], others: list[IPv4Network]) -> None:
     networks = [network(str(subnet)) for subnet in others]

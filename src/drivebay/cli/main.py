@@ -36,6 +36,7 @@ COMMANDS = {
     "disk": Command("drivebay.cli.disk", "make, show and change disks"),
     "image": Command("drivebay.cli.image", "import, download, build and show disk images"),
     "vm": Command("drivebay.cli.vm", "make, start and change virtual machines"),
+    "net": Command("drivebay.cli.net", "networks of VMs: NAT, isolated, routed, the host's LAN"),
     "up": Command("drivebay.cli.up", "make and start a lab: pools, disks and VMs from one file"),
     "down": Command("drivebay.cli.down", "stop a lab, which keeps every byte; or delete it"),
     "rpc": Command("drivebay.cli.rpc", "call any method of a running target"),

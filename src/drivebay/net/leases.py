@@ -6,25 +6,46 @@ on the network's bridge alone, reads no configuration but ours, and nobody's res
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
+import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
 from typing import Final
 
+from drivebay.errors import StateError
 from drivebay.net.journal import Journal
 from drivebay.net.model import Network
+from drivebay.net.programs import find_program
 from drivebay.net.store import Networks, write_public
-from drivebay.system.processes import start_ticks
+from drivebay.system.processes import start, start_ticks
 
-__all__ = ["Host", "Lease", "configuration", "read_leases", "tell_hosts"]
+__all__ = [
+    "Host",
+    "Lease",
+    "configuration",
+    "read_leases",
+    "running",
+    "serves",
+    "start_dnsmasq",
+    "stop_dnsmasq",
+    "tell_hosts",
+]
 
 _HOSTS, _NAMES, _LEASES, _CONF = "hosts", "names", "leases", "dnsmasq.conf"
+_LOG: Final = "dnsmasq.log"
 _LEASE_TIME: Final = "1h"
+<<<<<<< HEAD
 _HOST_NAME = re.compile(r"[A-Za-z0-9_.-]{1,255}", re.ASCII)
+=======
+_START_SECONDS, _STOP_SECONDS = 10.0, 10.0
+_LOOK_EVERY_S: Final = 0.01
+>>>>>>> f93bd1a (drivebay net create|list|info|delete|start: networks come to be by one reconcile, which a reboot or a kill needs, too)
 
 
 @dataclass(frozen=True)
@@ -142,3 +163,101 @@ def running(networks: Networks, name: str) -> int | None:
     pid, ticks = made.facts.get("pid"), made.facts.get("start_ticks")
     alive = isinstance(pid, int) and ticks is not None and start_ticks(pid) == ticks
     return pid if alive else None
+
+
+def serves(networks: Networks, network: Network, bridge: int) -> bool:
+    """Whether its dnsmasq lives, on the bridge of that index, with today's configuration."""
+    made = Journal(networks.of(network.name)).find("dnsmasq")
+    if made is None or made.facts.get("bridge") != bridge:
+        return False
+    folder = networks.of(network.name)
+    try:
+        written = (folder / _CONF).read_text(encoding="utf-8")
+    except OSError:
+        return False
+    return written == configuration(network, folder) and running(networks, network.name) is not None
+
+
+def start_dnsmasq(networks: Networks, network: Network, bridge: int, hosts: Sequence[Host]) -> None:
+    """Start dnsmasq, after the end of one that is of no use any more, and wait until it serves.
+
+    Raises: NotFound without the program, StateError with what it said, HostError.
+    """
+    program = find_program("dnsmasq")
+    stop_dnsmasq(networks, network.name)
+    folder = networks.of(network.name)
+    _check_passable(folder)
+    write_public(folder / _CONF, configuration(network, folder).encode())
+    tell_hosts(networks, network, hosts)
+    log = folder / _LOG
+    log.unlink(missing_ok=True)
+    journal = Journal(folder)
+
+    def note(pid: int) -> None:
+        journal.note("dnsmasq", "dnsmasq", pid=pid, start_ticks=start_ticks(pid), bridge=bridge)
+
+    child = start("dnsmasq", [program, *_words(folder)], log, outlives_us=True, noted=note)
+    until = time.monotonic() + _START_SECONDS
+    while not _listens(network):
+        if child.ended() or time.monotonic() > until:
+            child.stop()
+            raise StateError(
+                f"dnsmasq of network '{network.name}' does not serve: {child.last_words():.300}",
+                hint=f"who else listens on {network.gateway}: sudo ss -lunp sport = :53",
+            )
+        time.sleep(_LOOK_EVERY_S)
+    child.let_go()
+
+
+def stop_dnsmasq(networks: Networks, name: str) -> None:
+    """End a network's dnsmasq, whether the journal knows it or not."""
+    for pid in _processes(networks.of(name)):
+        ticks = start_ticks(pid)
+        until = time.monotonic() + _STOP_SECONDS
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+            while ticks is not None and start_ticks(pid) == ticks:
+                if time.monotonic() > until:
+                    os.kill(pid, signal.SIGKILL)
+                time.sleep(_LOOK_EVERY_S)
+    Journal(networks.of(name)).strike("dnsmasq")
+
+
+def _words(folder: Path) -> list[str]:
+    """Its own configuration alone, and no file for its process id, which the journal has."""
+    return [
+        "--keep-in-foreground",
+        "--log-facility=-",
+        "--pid-file",
+        f"--conf-file={folder / _CONF}",
+    ]
+
+
+def _processes(folder: Path) -> list[int]:
+    """The processes that run with our configuration: dnsmasq's command line is as we wrote it."""
+    words = [word.encode() for word in _words(folder)]
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if path.read_bytes().split(b"\0")[1:-1] == words:
+                found.append(int(path.parent.name))
+    return found
+
+
+def _listens(network: Network) -> bool:
+    """Whether anybody of this network namespace has the gateway's port 53."""
+    assert network.gateway is not None
+    wanted = f"{int.from_bytes(network.gateway.packed, sys.byteorder):08X}:0035"
+    lines = Path("/proc/self/net/udp").read_text(encoding="ascii").splitlines()
+    return any(line.split()[1] == wanted for line in lines[1:])
+
+
+def _check_passable(folder: Path) -> None:
+    """Raises: StateError when the user nobody, which dnsmasq becomes, can't reach its files."""
+    for place in (folder, *folder.parents):
+        if not place.stat().st_mode & 0o001:
+            raise StateError(
+                f"dnsmasq, which runs as the user nobody, can't pass through '{place}' to the "
+                "files of the network",
+                hint=f"chmod o+x {place}",
+            )

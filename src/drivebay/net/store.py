@@ -77,16 +77,19 @@ class Networks:
         return found
 
     @contextlib.contextmanager
-    def locked(self, name: str) -> Iterator[None]:
+    def locked(self, name: str, *, new: bool = False) -> Iterator[None]:
         """Keep all other changes of this network away, after those that go on.
 
-        Raises: NotFound; InUse when one goes on for long; HostError.
+        Raises: NotFound, unless it may be ``new``; InUse when one goes on for long; HostError.
         """
         check_network_name(name)
-        if not self.of(name).is_dir():
+        if new:
+            self._make_folder()
+        elif not self.of(name).is_dir():
             raise _no_such(name)
         with _waited_for(self.folder / f".lock-{name}", f"network '{name}'"):
-            if not self.of(name).is_dir():  # the change that went on was its end
+            # The change that went on may have been its end.
+            if not (new or self.of(name).is_dir()):
                 raise _no_such(name)
             yield
 
