@@ -18,7 +18,7 @@ from drivebay.system.files import refusal, write_private
 __all__ = ["Journal", "Made"]
 
 _FILE: Final = "made.json"
-KINDS: Final = ("table", "forwarding", "bridge", "uplink", "dnsmasq", "allowed")
+KINDS: Final = ("table", "bridge", "uplink", "dnsmasq", "allowed")
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,9 @@ __all__ = [
 _HOSTS, _NAMES, _LEASES, _CONF = "hosts", "names", "leases", "dnsmasq.conf"
 _LOG: Final = "dnsmasq.log"
 _LEASE_TIME: Final = "1h"
-<<<<<<< HEAD
 _HOST_NAME = re.compile(r"[A-Za-z0-9_.-]{1,255}", re.ASCII)
-=======
 _START_SECONDS, _STOP_SECONDS = 10.0, 10.0
 _LOOK_EVERY_S: Final = 0.01
->>>>>>> f93bd1a (drivebay net create|list|info|delete|start: networks come to be by one reconcile, which a reboot or a kill needs, too)
 
 
 @dataclass(frozen=True)
