@@ -1,0 +1,148 @@
+"""DHCP clients that are processes of their own: dhclient and udhcpc.
+
+Context: root. The client of the uplink ends *without giving its lease back*, and one with the
+same command line starts on the bridge. It has the same MAC, so a server gives it the same
+address. networkd and NetworkManager ask for addresses themselves (``managers``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from drivebay.errors import StateError
+from drivebay.system.processes import start_ticks
+
+__all__ = ["Client", "find_clients", "move_clients", "start_client"]
+
+_KNOWN: Final = ("dhclient", "udhcpc", "dhcpcd")
+_BUSYBOX: Final = "busybox"
+_END_SECONDS: Final = 5.0
+# A client begins by emptying its interface (udhcpc), and has its answer within this time.
+_ANSWER_SECONDS: Final = 3.0
+
+
+@dataclass(frozen=True)
+class Client:
+    """A DHCP client at work on one interface."""
+
+    kind: str
+    pid: int
+    program: str
+    words: list[str]
+
+    def on(self, old: str, new: str) -> Client:
+        """The same client for another interface."""
+        return Client(
+            self.kind, 0, self.program, [new if word == old else word for word in self.words]
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def find_clients(interface: str) -> list[Client]:
+    """The clients that name this interface, in our network namespace."""
+    ours = _namespace("self")
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit() or _namespace(entry.name) != ours:
+            continue
+        client = _client(entry)
+        if client is not None and interface in client.words[1:]:
+            found.append(client)
+    return found
+
+
+def serves_all(interface: str) -> bool:
+    """Whether a dhcpcd that was told no interface looks after this one, too."""
+    ours = _namespace("self")
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and _namespace(entry.name) == ours:
+            client = _client(entry)
+            if client is not None and client.kind == "dhcpcd" and interface not in client.words:
+                return True
+    return False
+
+
+def _namespace(pid: str) -> str | None:
+    try:
+        return str(Path(f"/proc/{pid}/ns/net").readlink())
+    except OSError:
+        return None
+
+
+def _client(process: Path) -> Client | None:
+    try:
+        words = process.joinpath("cmdline").read_bytes().decode(errors="surrogateescape")
+        program = str(process.joinpath("exe").readlink())
+    except OSError:
+        return None
+    split = words.rstrip("\0").split("\0")
+    name = Path(split[0]).name.rstrip(":")
+    if name == _BUSYBOX and len(split) > 1:
+        name = split[1]
+    if name not in _KNOWN or start_ticks(int(process.name)) is None:
+        return None
+    return Client(name, int(process.name), program.removesuffix(" (deleted)"), split)
+
+
+def move_clients(old: str, new: str, clients: list[Client], settle: Callable[[], object]) -> None:
+    """End the clients of ``old`` and start them on ``new``; ``settle`` puts back what one empties.
+
+    Raises: StateError when one does not end.
+    """
+    for client in find_clients(old):
+        end_client(client)
+    running = {tuple(client.words) for client in find_clients(new)}
+    started = [client.on(old, new) for client in clients]
+    for client in started:
+        if tuple(client.words) not in running:
+            start_client(client)
+    if not started:
+        return
+    deadline = time.monotonic() + _ANSWER_SECONDS
+    while time.monotonic() < deadline:
+        settle()
+        time.sleep(0.05)
+
+
+def end_client(client: Client) -> None:
+    """End it so that it keeps its lease: SIGTERM is that to all, unless it was told otherwise."""
+    # `udhcpc -R` gives the lease back when it ends of itself.
+    gives_back = client.kind == "udhcpc" and any(
+        re.fullmatch(r"-[a-zA-Z]*R[a-zA-Z]*|--release", word) for word in client.words[1:]
+    )
+    ticks = start_ticks(client.pid)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(client.pid, signal.SIGKILL if gives_back else signal.SIGTERM)
+    deadline = time.monotonic() + _END_SECONDS
+    while ticks is not None and start_ticks(client.pid) == ticks:
+        if time.monotonic() > deadline:
+            raise StateError(
+                f"the DHCP client {client.kind} (process {client.pid}) does not end",
+                hint=f"kill -9 {client.pid}",
+            )
+        time.sleep(0.02)
+
+
+def start_client(client: Client) -> None:
+    """Start it apart from us: neither our end nor a lost terminal ends it."""
+    process = subprocess.Popen(
+        client.words,
+        executable=client.program,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        start_new_session=True,
+    )
+    process.returncode = 0  # it outlives us

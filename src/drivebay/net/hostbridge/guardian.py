@@ -1,0 +1,80 @@
+"""The guardian: a process in a session of its own that takes a change back unless it is confirmed.
+
+Context: started by `apply` before anything moves; survives the login that started it. It knows
+only the files of ``change``, and so does whoever confirms.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+from drivebay.errors import DrivebayError, StateError
+from drivebay.net.hostbridge.change import CONFIRMING, Change
+from drivebay.net.hostbridge.return_trip import take_back
+from drivebay.net.hostbridge.state import boot_seconds
+
+__all__ = ["main", "start"]
+
+LOG: Final = "guardian.log"
+_LOOK_EVERY_S: Final = 0.2
+_START_SECONDS: Final = 20.0
+_AGAIN_SECONDS: Final = 5.0
+_TRIES: Final = 100
+
+
+def start(change: Change, seconds: float) -> None:
+    """Start it, and wait until it watches. Raises: StateError; then nothing may be moved."""
+    (change.folder / "guardian.json").unlink(missing_ok=True)
+    log = change.folder / LOG
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "drivebay.net.hostbridge.guardian", str(change.folder),
+             str(seconds)],
+            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            cwd="/", env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            start_new_session=True,
+        )  # fmt: skip
+    deadline = time.monotonic() + _START_SECONDS
+    while change.guarded() is None:
+        if process.poll() is not None or time.monotonic() > deadline:
+            said = log.read_text(errors="replace").strip().rpartition("\n")[2]
+            with contextlib.suppress(OSError):
+                process.kill()
+            raise StateError(f"no guardian, so nothing was changed; it said: {said or 'nothing'}")
+        time.sleep(0.02)
+    process.returncode = 0  # it outlives us
+
+
+def main(folder: str, seconds: str) -> None:
+    """Watch, and take the change back when its time is over or its command has died."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    change = Change(Path(folder))
+    change.guard(float(seconds))
+    until = boot_seconds() + float(seconds)
+    while boot_seconds() < until and not change.broken_off():
+        time.sleep(_LOOK_EVERY_S)
+        if not change.waits():
+            return
+    why = "its command was broken off" if change.broken_off() else "nobody confirmed it in time"
+    for _ in range(_TRIES):
+        try:
+            change.end_mover()
+            with change.locked():
+                if change.waits() and change.phase() != CONFIRMING:
+                    take_back(change, why)
+            return
+        except DrivebayError as error:
+            print(f"{error}; trying again", flush=True)
+            time.sleep(_AGAIN_SECONDS)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
