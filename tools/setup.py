@@ -30,7 +30,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE_LIST = ROOT / "packaging" / "debian-packages.txt"
 # What an install is made of; a change below any of these builds again.
-BUILD_INPUTS = ("src", "meson.build", "pyproject.toml", "tools/list_sources.py", "LICENSE")
+BUILD_INPUTS = (
+    *("src", "meson.build", "pyproject.toml", "LICENSE"),
+    *("tools/list_sources.py", "tools/translate.py"),
+)
 
 
 class SetupError(Exception):
@@ -189,18 +192,34 @@ def stamp_is(path: Path, value: str) -> bool:
 
 
 def make_environment(flavour: Flavour) -> str:
-    """Create or refresh the virtual environment; returns what identifies it."""
+    """Create or refresh the virtual environment; returns what identifies it.
+
+    Only the first has packages of its own: the others find them there, beside a drivebay of
+    their own, which comes first.
+    """
     wanted = requirements()
     identity = digest(sys.version, sys.base_prefix, *wanted)
     stamp = flavour.venv / "drivebay-environment"
     if stamp_is(stamp, identity):
         return identity
-    say(f"virtual environment in {flavour.venv.name}: {', '.join(wanted)}")
-    run([sys.executable, "-m", "venv", "--clear", flavour.venv])
-    pip = [str(flavour.venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
-    run([*pip, "install", *wanted])
+    first = FLAVOURS["release"]
+    if flavour is first:
+        say(f"virtual environment in {flavour.venv.name}: {', '.join(wanted)}")
+        run([sys.executable, "-m", "venv", "--clear", flavour.venv])
+        pip = [str(flavour.venv / "bin" / "python"), "-m", "pip", "--disable-pip-version-check"]
+        run([*pip, "install", *wanted])
+    else:
+        make_environment(first)
+        say(f"virtual environment in {flavour.venv.name}, with the packages of {first.venv.name}")
+        run([sys.executable, "-m", "venv", "--clear", "--without-pip", flavour.venv])
+        (packages_of(flavour.venv) / "packages.pth").write_text(f"{packages_of(first.venv)}\n")
     stamp.write_text(identity)
     return identity
+
+
+def packages_of(venv: Path) -> Path:
+    (found,) = venv.glob("lib/python3*/site-packages")
+    return found
 
 
 def install(flavour: Flavour, environment: str) -> None:
@@ -212,7 +231,8 @@ def install(flavour: Flavour, environment: str) -> None:
     say(f"building drivebay in {flavour.build_dir}, installing into {flavour.venv.name}{first}")
     stamp.unlink(missing_ok=True)
     # The build finds meson and ninja on PATH, and no other interpreter's.
-    env = dict(os.environ, PATH=f"{flavour.venv / 'bin'}:{os.environ['PATH']}")
+    tools = [str(venv / "bin") for venv in (flavour.venv, FLAVOURS["release"].venv)]
+    env = dict(os.environ, PATH=":".join([*tools, os.environ["PATH"]]))
     command: list[str | Path] = [flavour.venv / "bin" / "python", "-m", "pip"]
     command += ["--disable-pip-version-check", "install", "--no-build-isolation", "--no-deps"]
     command += ["--no-index", f"-Cbuild-dir={flavour.build_dir}", *flavour.pip_options, "."]
