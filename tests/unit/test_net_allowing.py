@@ -82,11 +82,11 @@ def test_a_network_lets_its_user_and_leaves_nothing(host: Host) -> None:
     assert host.readers(host.conf) == ["games", "daemon", "nobody"]
     assert f"include {mine}" in host.conf.read_text().splitlines()
     assert host.mode() == 0o4755
-    assert allowing.allow(host.networks, LAN) == []  # a second time changes nothing
+    assert allowing.missing(host.networks, LAN) == []
     host.delete(LAN)
     assert not host.etc.exists()
     assert host.mode() == 0o755
-    assert allowing.disallow(host.networks, LAN) == []
+    allowing.disallow(host.networks, LAN)  # harmless twice
 
 
 def test_foreign_lines_stay_byte_for_byte(host: Host) -> None:
@@ -151,12 +151,12 @@ def test_two_networks_with_one_bridge_of_the_host(host: Host) -> None:
 
 def test_a_user_who_is_taken_out_of_network_toml(host: Host) -> None:
     host.make(DMZ)
-    done = allowing.allow(host.networks, replace(DMZ, allow_users=("daemon",)))
-    assert done == ["let user 'games' put VMs into it no more"]
+    fewer = replace(DMZ, allow_users=("daemon",))
+    assert allowing.missing(host.networks, fewer) == ["let user 'games' put VMs into it no more"]
+    allowing.allow(host.networks, fewer)
     assert not (host.etc / "drivebay-games.conf").exists()
     assert "games" not in host.conf.read_text()
-    done = allowing.allow(host.networks, replace(DMZ, allow_users=()))
-    assert done[0] == "let user 'daemon' put VMs into it no more"
+    allowing.allow(host.networks, replace(DMZ, allow_users=()))
     assert not host.etc.exists()
 
 
@@ -168,7 +168,8 @@ def test_a_user_who_is_no_more_keeps_no_network_from_starting(
     monkeypatch.setattr(allowing, "_known", lambda user: user != "games")
     allowing.allow(host.networks, DMZ)
     assert [path.name for path in sorted(host.etc.glob("drivebay-*"))] == ["drivebay-daemon.conf"]
-    assert allowing.allow(host.networks, LAN) != []
+    allowing.allow(host.networks, LAN)
+    assert allowing.missing(host.networks, LAN) == []
     host.delete(DMZ)
     host.delete(LAN)
     assert not host.etc.exists()
@@ -193,7 +194,12 @@ def test_what_a_kill_leaves_is_mended_and_removed(
     allowing.disallow(host.networks, LAN)
     assert not list(host.etc.glob("*"))
     assert host.mode() == 0o755
-    assert allowing.allow(host.networks, LAN) != []
+    assert allowing.missing(host.networks, LAN) == [
+        f"let user 'games' put VMs into it ({host.etc}/drivebay-games.conf)",
+        f"make '{host.helper}' set-uid, so that it can put TAPs into bridges",
+    ]
+    allowing.allow(host.networks, LAN)
+    assert allowing.missing(host.networks, LAN) == []
     assert host.mode() == 0o4755
 
 

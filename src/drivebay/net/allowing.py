@@ -30,7 +30,7 @@ from drivebay.net.model import Network
 from drivebay.net.store import Networks
 from drivebay.system.files import refusal
 
-__all__ = ["allow", "check", "disallow"]
+__all__ = ["JOURNAL_KIND", "allow", "check", "disallow", "missing"]
 
 JOURNAL_KIND: Final = "allowed"
 _SET_UID: Final = 0o4755
@@ -68,58 +68,74 @@ def check(network: Network) -> None:
         _check_rights(helper)
 
 
-def allow(networks: Networks, network: Network) -> list[str]:
-    """Let its users, and no others of ours; what is so already stays. Returns what was done.
+def missing(networks: Networks, network: Network) -> list[str]:
+    """What `allow` would do, each as a step's text; found by looking only.
 
-    A user who is no more is passed over. Raises: NotFound without a helper; StateError, HostError.
+    A user who is no more is passed over. Raises: NotFound without a helper; HostError.
     """
-    journal = Journal(networks.of(network.name))
-    made = journal.find(JOURNAL_KIND)
-    earlier = set(made.facts["users"]) if made else set()
-    wanted = {user for user in network.allow_users if _known(user)}
+    earlier, wanted = _users(networks, network)
+    steps = [f"let user '{user}' put VMs into it no more" for user in sorted(earlier - wanted)]
     if not wanted:
-        return disallow(networks, network)
+        return steps
+    helper = find_helper()
+    folder = settings_of(helper)
+    steps += [
+        f"let user '{user}' put VMs into it ({_file_of(folder, user)})"
+        for user in sorted(wanted)
+        if not _is_let(folder, user, network.bridge)
+    ]
+    if not has_rights(helper):
+        steps.append(f"make '{helper}' set-uid, so that it can put TAPs into bridges")
+    return steps
+
+
+def allow(networks: Networks, network: Network) -> None:
+    """Let its users, and no others of ours; what is so already stays.
+
+    Raises: NotFound without a helper; StateError, HostError.
+    """
+    earlier, wanted = _users(networks, network)
+    if not wanted:
+        disallow(networks, network)
+        return
+    journal = Journal(networks.of(network.name))
     helper = find_helper()
     folder = settings_of(helper)
     with networks.all_locked():
-        before = _mode_before(networks, network, helper)
-        facts = {"mode_before": before}
+        facts = {"mode_before": _mode_before(networks, network, helper)}
         journal.note(JOURNAL_KIND, str(helper), users=sorted(earlier | wanted), **facts)
-        done = [
-            f"let user '{user}' put VMs into it ({_file_of(folder, user)})"
-            for user in sorted(wanted)
-            if _let(folder, user, network.bridge)
-        ]
-        for user in sorted(earlier - wanted):
+        for user in wanted:
+            _let(folder, user, network.bridge)
+        for user in earlier - wanted:
             _end(networks, network, folder, user)
-            done.append(f"let user '{user}' put VMs into it no more")
         if not has_rights(helper):
             _check_rights(helper)
             _give_rights(helper)
-            done.append(f"made '{helper}' set-uid, so that it can put TAPs into bridges")
         journal.note(JOURNAL_KIND, str(helper), users=sorted(wanted), **facts)
-    return done
 
 
-def disallow(networks: Networks, network: Network) -> list[str]:
-    """Take back all that `allow` did for a network. Returns what was done. Raises: HostError."""
+def disallow(networks: Networks, network: Network) -> None:
+    """Take back all that `allow` did for a network. Raises: StateError, HostError."""
     journal = Journal(networks.of(network.name))
     made = journal.find(JOURNAL_KIND)
     if made is None:
-        return []
+        return
     helper = Path(made.name)
     folder = settings_of(helper)
-    done = []
     with networks.all_locked():
         for user in made.facts["users"]:
             _end(networks, network, folder, user)
-            done.append(f"let user '{user}' put VMs into it no more")
         before = made.facts["mode_before"]
         if before is not None and not _needed(networks, network, folder):
             _take_rights(helper, int(before))
-            done.append(f"made '{helper}' what it was before")
         journal.strike(JOURNAL_KIND)
-    return done
+
+
+def _users(networks: Networks, network: Network) -> tuple[set[str], set[str]]:
+    """Whom we have let, and whom we should."""
+    made = Journal(networks.of(network.name)).find(JOURNAL_KIND)
+    earlier = set() if made is None else {str(user) for user in made.facts["users"]}
+    return earlier, {user for user in network.allow_users if _known(user)}
 
 
 # ---- users --------------------------------------------------------------------------------------
@@ -156,24 +172,26 @@ def _file_of(folder: Path, user: str) -> Path:
     return folder / f"drivebay-{user}.conf"
 
 
-def _let(folder: Path, user: str, bridge: str) -> bool:
-    """Write a bridge into a user's file, and have bridge.conf include it; False if all is so."""
+def _is_let(folder: Path, user: str, bridge: str) -> bool:
     path = _file_of(folder, user)
-    lines = _allowed(path)
+    return bridge in _allowed(path) and included(_read(folder / "bridge.conf") or b"", path)
+
+
+def _let(folder: Path, user: str, bridge: str) -> None:
+    """Write a bridge into a user's file, and have bridge.conf include it."""
+    if _is_let(folder, user, bridge):
+        return
+    path = _file_of(folder, user)
     settings = folder / "bridge.conf"
     present = _read(settings)
-    if bridge in lines and present is not None and included(present, path):
-        return False
     if present is None:
-        made = _MADE_FILE
+        present = _MADE_FILE
         if not folder.is_dir():
             folder.mkdir(0o755)
             folder.chmod(0o755)
-            made = _MADE_BOTH
-        present = made
-    _write_user_file(path, user, sorted({*lines, bridge}))
+            present = _MADE_BOTH
+    _write_user_file(path, user, sorted({*_allowed(path), bridge}))
     _write_settings(settings, with_include(present, path))
-    return True
 
 
 def _end(networks: Networks, network: Network, folder: Path, user: str) -> None:
