@@ -10,21 +10,15 @@ import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
-from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
 
 from drivebay.net.bridge_helper import find_helper
-from drivebay.net.model import Network
-from drivebay.net.store import Networks
-from tests.e2e.net_bay import NetBay, net_bay_in
+from tests.e2e.net_bay import NetBay, drivebay, net_bay_in
 
 CONF = "/etc/qemu/bridge.conf"
 FOREIGN = "allow virbr0\n# theirs, without an end of line"
-LAN = Network(
-    "lan", "nat", "db-lan", IPv4Network("192.168.9.0/24"), allow_users=("games",), made=True
-)
 # As another user, which a program of root becomes after it has read all that it needs.
 JOIN = """\
 import os, pwd, sys
@@ -43,16 +37,6 @@ frame = b"\\xff" * 6 + bytes.fromhex("525400000001") + b"\\x88\\xb5" + b"hello".
 os.write(tap.descriptors[0], b"\\0" * 10 + frame)  # virtio's header goes before it
 print(tap.interface, flush=True)
 sys.stdin.read()
-"""
-ALLOW = """\
-import sys
-from drivebay.net import allowing
-from drivebay.net.store import Networks
-networks = Networks()
-network = networks.load("lan")
-allowing.check(network)
-getattr(allowing, sys.argv[1])(networks, network)
-print("\\n".join(allowing.missing(networks, network)))
 """
 
 
@@ -73,16 +57,23 @@ class UserBay:
                 f"mount -t overlay overlay {place} "
                 f"-o lowerdir={place},upperdir={over}/upper,workdir={over}/work"
             )
-        self.mounts = " && ".join([*mounts, 'exec "$@"'])
+        script = " && ".join([*mounts, "echo mounted", "exec sleep 600"])
+        holder = bay.start_in(bay.host, "sh", "-c", script)
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"mounted\n"
+        self.holder = holder.pid
 
     def command(self, *words: str) -> list[str]:
-        return ["sh", "-c", self.mounts, "sh", *words]
+        return ["nsenter", f"--target={self.holder}", "--mount", "--wdns=/", *words]
 
     def ok(self, *words: str) -> str:
         return self.bay.ok_in(self.bay.host, *self.command(*words))
 
-    def allowing(self, what: str) -> str:
-        return self.ok(sys.executable, "-c", ALLOW, what)
+    def drivebay(self, *words: str) -> str:
+        return self.ok(*drivebay(*words))
+
+    def create(self) -> str:
+        return self.drivebay("net", "create", "lan", "--allow-user", "games")
 
     def _join(self, user: str, bridge: str) -> list[str]:
         return self.command(sys.executable, "-c", JOIN, user, bridge)
@@ -115,16 +106,14 @@ def world(tmp_path: Path) -> Iterator[UserBay]:
     for path in (tmp_path, *tmp_path.parents[:2]):
         path.chmod(0o755)  # plain users come through
     with net_bay_in(tmp_path) as bay:
-        bay.ip(bay.host, "link add db-lan type bridge")
-        bay.ip(bay.host, "link set db-lan up")
-        Networks(bay.networks).create(LAN)
         yield UserBay(bay, tmp_path)
 
 
 def test_who_is_allowed_gets_on_the_bridge_and_another_is_refused(world: UserBay) -> None:
     bay = world.bay
     world.ok("sh", "-c", f'mkdir /etc/qemu; printf %s "{FOREIGN}" > {CONF}')
-    assert world.allowing("allow").strip() == "", "nothing is missing then"
+    world.create()
+    assert world.drivebay("net", "start", "lan") == "lan: nothing to do\n"
     assert world.ok("cat", CONF).endswith(FOREIGN)
 
     with world.joined("games") as tap:
@@ -138,7 +127,7 @@ def test_who_is_allowed_gets_on_the_bridge_and_another_is_refused(world: UserBay
     assert "--allow-user daemon" in refused
     assert "may not put VMs into the bridge 'br7'" in world.join("games", "br7")
 
-    world.allowing("disallow")
+    world.drivebay("net", "delete", "lan", "--yes")
     assert world.ok("cat", CONF) == FOREIGN
     assert world.ok("ls", "/etc/qemu") == "bridge.conf\n"
     assert "may not put VMs into the bridge" in world.join("games")
@@ -147,10 +136,10 @@ def test_who_is_allowed_gets_on_the_bridge_and_another_is_refused(world: UserBay
 def test_the_helper_is_set_uid_as_long_as_a_network_needs_it(world: UserBay) -> None:
     helper = str(world.helper)
     before = world.ok("stat", "-c", "%a", helper)
-    world.allowing("allow")
+    world.create()
     assert world.ok("stat", "-c", "%a", helper) == "4755\n"
     assert "root root 4755" in world.ok("dpkg-statoverride", "--list", helper)
-    world.allowing("disallow")
+    world.drivebay("net", "delete", "lan", "--yes")
     assert world.ok("stat", "-c", "%a", helper) == before
     assert helper not in world.ok("dpkg-statoverride", "--list")
     assert "qemu" not in world.ok("ls", "/etc").split()
@@ -159,7 +148,7 @@ def test_the_helper_is_set_uid_as_long_as_a_network_needs_it(world: UserBay) -> 
 def test_why_a_user_gets_no_tap(world: UserBay) -> None:
     bay = world.bay
     assert "there is no '/etc/qemu/bridge.conf' yet" in world.join("games")
-    world.allowing("allow")
+    world.create()
     world.ok("chmod", "755", str(world.helper))
     assert "is not set-uid root" in world.join("games")
     world.ok("chmod", "4755", str(world.helper))

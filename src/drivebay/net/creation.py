@@ -12,7 +12,7 @@ from ipaddress import IPv4Network
 
 from drivebay.disks.plan import Plan
 from drivebay.errors import AlreadyExists, NotFound, StateError
-from drivebay.net import links, uplinks
+from drivebay.net import allowing, links, uplinks
 from drivebay.net.deletion import take_down
 from drivebay.net.model import Network, bridge_name, check_network, check_network_name
 from drivebay.net.reconcile import differences
@@ -43,6 +43,7 @@ def plan_creation(plan: Plan, networks: Networks, name: str, wish: Wish) -> None
         network = networks.load(name)
     except NotFound:
         network = _new(networks, name, wish)
+        allowing.check(network)
         text = f"write '{networks.of(name)}/network.toml'"
         plan.add(text, partial(_begin, networks, network), partial(take_down, networks, network))
     else:

@@ -11,7 +11,7 @@ from functools import partial
 
 from drivebay.disks.plan import Plan
 from drivebay.errors import InUse
-from drivebay.net import firewall, forwarding, leases, links, uplinks
+from drivebay.net import allowing, firewall, forwarding, leases, links, uplinks
 from drivebay.net.journal import Journal, Made
 from drivebay.net.members import users
 from drivebay.net.model import Network
@@ -62,6 +62,10 @@ def _removals(networks: Networks, network: Network) -> Iterator[tuple[str, Calla
     made = {entry.kind: entry for entry in journal.entries()}
     ways: dict[str, tuple[str, Callable[[], object]]] = {
         "uplink": _way_of_uplink(network, made.get("uplink")),
+        allowing.JOURNAL_KIND: (
+            "let no plain user put VMs into it any more",
+            partial(allowing.disallow, networks, network),
+        ),
         "dnsmasq": ("end dnsmasq", partial(leases.stop_dnsmasq, networks, network.name)),
         "bridge": (f"remove bridge '{network.bridge}'", partial(links.remove_bridge, network)),
         "table": (

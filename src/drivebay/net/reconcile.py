@@ -16,7 +16,7 @@ from ipaddress import IPv4Interface
 from typing import Final
 
 from drivebay.errors import StateError
-from drivebay.net import firewall, forwarding, leases, links, uplinks
+from drivebay.net import allowing, firewall, forwarding, leases, links, uplinks
 from drivebay.net.journal import Journal
 from drivebay.net.links import Link
 from drivebay.net.members import hosts_of, read_members
@@ -27,7 +27,7 @@ from drivebay.net.subnets import host_routes, overlapping_routes
 __all__ = ["Step", "differences", "reconcile", "state"]
 
 _PAST: Final = {"make": "made", "set": "set", "put": "put", "give": "gave", "turn": "turned",
-                "start": "started", "mark": "marked", "keep": "kept"}  # fmt: skip
+                "start": "started", "mark": "marked", "keep": "kept", "let": "let"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,8 @@ def differences(networks: Networks, network: Network) -> Iterator[Step]:
         yield from _uplink(networks, network, found)
     if network.subnet is not None:
         yield from _dnsmasq(networks, network, found)
+    for text in allowing.missing(networks, network):
+        yield Step(text, partial(allowing.allow, networks, network))  # the first does all
     if not network.made:
         yield Step("mark it as complete", partial(networks.mark_made, network))
 
