@@ -11,6 +11,7 @@ begin with ``db-test-``. Whatever runs in them ends with the bay, and they go wi
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -23,6 +24,7 @@ from typing import Any
 
 from tests.fakes.process import wait_until
 
+_NUMBERS = itertools.count()
 XDG = ("DATA", "RUNTIME", "STATE", "CACHE", "CONFIG")
 
 
@@ -50,7 +52,7 @@ class NetBay:
 
     def namespace(self, label: str) -> str:
         """Make a namespace, which has nothing but its loopback."""
-        name = f"db-test-{os.getpid()}-{len(self._labels)}-{label}"
+        name = f"db-test-{os.getpid()}-{next(_NUMBERS)}-{label}"
         _ip("netns", "add", name)
         self._labels.append(name)
         self.ip(name, "link set lo up")

@@ -163,7 +163,7 @@ def running(networks: Networks, name: str) -> int | None:
 
 
 def serves(networks: Networks, network: Network, bridge: int) -> bool:
-    """Whether its dnsmasq lives, on the bridge of that index, with today's configuration."""
+    """Whether its dnsmasq listens, on the bridge of that index, with today's configuration."""
     made = Journal(networks.of(network.name)).find("dnsmasq")
     if made is None or made.facts.get("bridge") != bridge:
         return False
@@ -172,7 +172,9 @@ def serves(networks: Networks, network: Network, bridge: int) -> bool:
         written = (folder / _CONF).read_text(encoding="utf-8")
     except OSError:
         return False
-    return written == configuration(network, folder) and running(networks, network.name) is not None
+    if written != configuration(network, folder):
+        return False
+    return running(networks, network.name) is not None and _listens(network)
 
 
 def start_dnsmasq(networks: Networks, network: Network, bridge: int, hosts: Sequence[Host]) -> None:
@@ -208,7 +210,8 @@ def start_dnsmasq(networks: Networks, network: Network, bridge: int, hosts: Sequ
 
 def stop_dnsmasq(networks: Networks, name: str) -> None:
     """End a network's dnsmasq, whether the journal knows it or not."""
-    for pid in _processes(networks.of(name)):
+    known = running(networks, name)
+    for pid in {*_processes(networks.of(name)), *([] if known is None else [known])}:
         ticks = start_ticks(pid)
         until = time.monotonic() + _STOP_SECONDS
         with contextlib.suppress(ProcessLookupError):
