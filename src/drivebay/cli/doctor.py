@@ -1,4 +1,4 @@
-"""`drivebay doctor [vm NAME]`: what this host, or one VM, lacks, each with the command that mends.
+"""`drivebay doctor [net | vm NAME]`: what this host, its networks or a VM lack, and what mends it.
 
 Context: a short-lived process; changes nothing.
 """
@@ -21,7 +21,7 @@ __all__ = ["build_parser", "main"]
 
 _EPILOG = """\
 A note is something that is not there and may not be wanted; a warning will hurt some day;
-with a problem VMs do not start, and the exit code is 1.
+with a problem VMs do not start, or have no network, and the exit code is 1.
 """
 
 
@@ -45,7 +45,10 @@ def build_parser() -> Parser:
     add_json_option(parser)
     parser.add_argument("-q", "--quiet", action="store_true", help="print the mends only")
     parser.add_argument(
-        "subject", nargs="*", metavar="vm NAME", help="check this VM (default: the host)"
+        "subject",
+        nargs="*",
+        metavar="net | vm NAME",
+        help="check networks, or this VM (default: the host)",
     )
     return parser
 
@@ -54,10 +57,13 @@ def _check(found: argparse.Namespace) -> Iterable[Finding]:
     match found.subject:
         case []:
             return _check_host(found.socket)
+        case ["net"]:
+            return _check_network()
         case ["vm", name]:
             return _check_vm(name, found.socket)
     raise UsageError(
-        f"'{' '.join(found.subject)}' can't be checked", hint="drivebay doctor, or: doctor vm NAME"
+        f"'{' '.join(found.subject)}' can't be checked",
+        hint="drivebay doctor, or: doctor net, doctor vm NAME",
     )
 
 
@@ -94,6 +100,12 @@ def _check_vm(name: str, socket: str | None) -> Iterable[Finding]:
     from drivebay.vm.store import Vms
 
     return check_machine(Vms(), name, socket)
+
+
+def _check_network() -> Iterable[Finding]:
+    from drivebay.host.network import check_network
+
+    return check_network()
 
 
 def _show(findings: list[Finding]) -> None:
