@@ -137,6 +137,7 @@ def test_behind_nat_guests_reach_what_does_not_know_them(around: Around) -> None
     bay = around.bay
     subnet = bay.json("net", "create", "lan")["subnet"]
     assert subnet == "192.168.100.0/24"
+    assert "inet6" not in bay.ip(bay.host, "addr show db-lan")  # no guest is the host's router
     web, db = around.guest("db-lan"), around.guest("db-lan")
     kept = around.keep("lan", "web", web)
     # While dnsmasq runs: it is told.
@@ -175,6 +176,7 @@ def test_a_guest_with_a_false_address_gets_nowhere(around: Around) -> None:
     bay.ip(guest.namespace, f"addr add 192.168.77.7/24 dev {guest.interface}")
     bay.ip(guest.namespace, f"route add default dev {guest.interface} via 192.168.100.1 onlink")
     bay.ip(bay.host, "route add 192.168.77.7 dev db-lan")
+    bay.ip(around.away, "route add 192.168.77.7 via 203.0.113.1")
     assert bay.seen_as(guest.namespace, AWAY, PORT) is None
     bay.ip(bay.host, "route del 192.168.77.7 dev db-lan")
 
@@ -307,6 +309,20 @@ def test_a_creation_that_was_killed_is_ended_or_taken_away(host: NetBay) -> None
     assert host.json("net", "list")[0]["state"] == "up"
     host.ok("net", "delete", "lan", "--yes")
     assert picture(host) == before
+
+
+@pytest.mark.parametrize(
+    "mode", [[], ["--mode", "bridge", "--uplink", "eno1"]], ids=["nat", "bridge"]
+)
+def test_a_kill_before_any_effect_is_mended(host: NetBay, mode: list[str]) -> None:
+    host.link(host.host, "eno1", host.namespace("lan"), "eth0")
+    host.ip(host.host, "link set eno1 down")
+    script = Path(__file__).with_name("net_kills.py")
+    done = host.run_in(host.host, sys.executable, str(script), *mode)
+    assert done.returncode == 0, done.stderr
+    creations, deletions = map(int, done.stderr.split())
+    assert creations >= 10
+    assert deletions >= 5
 
 
 def test_guests_are_in_the_hosts_lan(host: NetBay) -> None:
