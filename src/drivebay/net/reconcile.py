@@ -9,6 +9,7 @@ The firewall comes first, so that no guest ever has more than it should.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -81,11 +82,17 @@ def differences(networks: Networks, network: Network) -> Iterator[Step]:
 
 
 def state(networks: Networks, network: Network) -> str:
-    """ "up", "down", or "half made: " and what is missing. Raises: as `differences`."""
+    """Whether a network is up, down, or half made and what is missing; by looking only.
+
+    A plain user sees nothing but the bridge. Raises: as `differences`.
+    """
+    bridge = links.find_link(network.bridge)
+    if os.geteuid() != 0:
+        return "down" if bridge is None else "up"
     steps = list(differences(networks, network))
     if not steps:
         return "up"
-    if network.made and network.own_bridge and links.find_link(network.bridge) is None:
+    if network.made and bridge is None:
         return "down"
     return f"half made: has to {steps[0].text}"
 
