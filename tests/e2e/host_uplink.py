@@ -45,17 +45,6 @@ with socket.create_server((sys.argv[1], int(sys.argv[2]))) as server:
     while True:
         threading.Thread(target=serve, args=(server.accept()[0],), daemon=True).start()
 """
-RUN = """
-import os, sys
-from drivebay.cli.net_host_bridge import main
-from drivebay.cli.output import print_error
-from drivebay.errors import DrivebayError
-{}
-try:
-    sys.exit(main(sys.argv[1:]))
-except DrivebayError as error:
-    sys.exit(print_error(error))
-"""
 
 
 class HostUplink:
@@ -148,7 +137,8 @@ class HostUplink:
 
 def host_bridge(*words: str, patch: str = "") -> list[str]:
     """Our command as a program of its own."""
-    return [sys.executable, "-c", RUN.format(patch), *words]
+    code = f"import os, sys\n{patch}\nfrom drivebay.cli.main import main\nsys.exit(main())"
+    return [sys.executable, "-c", code, "net", "host-bridge", *words]
 
 
 class Talk:

@@ -1,4 +1,4 @@
-"""`drivebay net create|list|info|delete|start`: the networks that VMs join.
+"""`drivebay net create|list|info|delete|start|host-bridge`: the networks that VMs join.
 
 Context: a short-lived process. Only root makes and changes networks; everybody may look.
 """
@@ -12,6 +12,7 @@ from contextlib import ExitStack, suppress
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Any
 
+from drivebay.cli import net_host_bridge
 from drivebay.cli.arguments import Parser, add_json_option
 from drivebay.cli.output import DONE, REFUSED, print_error, print_json, print_table, table_lines
 from drivebay.cli.steps import add_change_options, carry_out
@@ -56,7 +57,7 @@ def build_parser() -> Parser:
     start = commands.add_parser("start", help="make what is missing of networks, as after a boot")
     start.add_argument("names", metavar="NAME", nargs="*", help="a network (default: all)")
     start.set_defaults(run=_start)
-    # Further subcommands (host-bridge) are added here, one line each.
+    net_host_bridge.add_parser(commands)
     for command in (listing, info, delete, start):
         add_json_option(command)
         command.add_argument("-q", "--quiet", action="store_true", help="print names only")

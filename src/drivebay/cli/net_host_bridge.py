@@ -16,21 +16,24 @@ if TYPE_CHECKING:
     from drivebay.net.hostbridge.change import Change
     from drivebay.net.hostbridge.plan import HostPlan
 
-__all__ = ["build_parser", "main"]
+__all__ = ["add_parser", "run"]
 
 DEFAULT_SECONDS: Final = 60
 _LIMITS: Final = (10, 600)
 
 
-def build_parser() -> Parser:
-    parser = Parser(
-        prog="drivebay net host-bridge",
-        description="Move the host's uplink into a bridge, with its addresses and routes.\n\n"
+def add_parser(commands: Any) -> None:
+    """Add `host-bridge` and its actions to the subcommands of `drivebay net`."""
+    text = "move the host's uplink into a bridge, with its addresses and routes"
+    parser = commands.add_parser(
+        "host-bridge",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.\n\n"
         "Unless it is confirmed in time everything is as before again, by itself.",
     )
-    commands = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    plan = _add(commands, "plan", "show what would be done, and do nothing")
-    apply = _add(commands, "apply", "do it, and undo it by itself unless 'confirm' comes")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    plan = _add(actions, "plan", "show what would be done, and do nothing")
+    apply = _add(actions, "apply", "do it, and undo it by itself unless 'confirm' comes")
     for each in (plan, apply):
         each.add_argument("--bridge", default="br0", metavar="NAME", help="(default: br0)")
     apply.add_argument(
@@ -41,22 +44,22 @@ def build_parser() -> Parser:
         help="how long to wait for 'confirm', 10 to 600 (default: 60)",
     )
     apply.add_argument("--yes", action="store_true", help="do not ask")
-    _add(commands, "confirm", "keep it, also after the next start of the host")
-    _add(commands, "undo", "go back, also after 'confirm'")
-    return parser
+    _add(actions, "confirm", "keep it, also after the next start of the host")
+    _add(actions, "undo", "go back, also after 'confirm'")
+    parser.set_defaults(run=run)
 
 
-def _add(commands: Any, name: str, text: str) -> Parser:
-    parser: Parser = commands.add_parser(name, help=text, description=text)
+def _add(actions: Any, name: str, text: str) -> Parser:
+    parser: Parser = actions.add_parser(name, help=text, description=text)
     parser.add_argument("uplink", metavar="IFACE", help="the uplink, such as eno1")
     add_json_option(parser)
     return parser
 
 
-def main(arguments: list[str]) -> int:
+def run(found: argparse.Namespace) -> int:
+    """Run one of the actions."""
     from drivebay.net.hostbridge.change import Change, refuse_without_root
 
-    found = build_parser().parse_args(arguments)
     refuse_without_root()
     change = Change()
     message = change.take_message()
