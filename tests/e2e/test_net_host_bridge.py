@@ -7,7 +7,7 @@ import itertools
 import os
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -135,3 +135,60 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except OSError:
         return False
+
+
+# ---- addresses by DHCP --------------------------------------------------------------------------
+
+
+def udhcpc(folder: Path) -> list[str]:
+    """With Debian's own script, but for this machine's resolv.conf."""
+    script = Path("/etc/udhcpc/default.script").read_text()
+    (folder / "script").write_text(script.replace("/etc/resolv.conf", f"{folder}/resolv.conf"))
+    return ["udhcpc", "-i", "eno1", "-s", f"{folder}/script", "-p", f"{folder}/pid"]
+
+
+def dhclient(folder: Path) -> list[str]:
+    """With Debian's own script, but for this machine's resolv.conf, hooks and name."""
+    script = Path("/sbin/dhclient-script").read_text()
+    script = script.replace("/etc/", f"{folder}/").replace("        set_hostname\n", "")
+    (folder / "script").write_text(script)
+    (folder / "conf").touch()
+    return ["dhclient", "-4", "-sf", f"{folder}/script", "-pf", f"{folder}/pid", "-lf",
+            f"{folder}/leases", "-cf", f"{folder}/conf", "eno1"]  # fmt: skip
+
+
+@pytest.mark.parametrize("client", [udhcpc, dhclient])
+def test_a_dhcp_client_goes_along_and_keeps_its_address(
+    host: HostUplink, tmp_path: Path, client: Callable[[Path], list[str]]
+) -> None:
+    bay, leases = host.bay, tmp_path / "dnsmasq.leases"
+    bay.start_in(
+        host.lan, "dnsmasq", "--no-daemon", "--port=0", "--interface=eth0", "--bind-interfaces",
+        "--conf-file=/dev/null", "--dhcp-range=10.9.0.100,10.9.0.150,1h", "--user=root",
+        f"--dhcp-leasefile={leases}",
+    )  # fmt: skip
+    command = client(tmp_path)
+    (tmp_path / "script").chmod(0o755)
+    bay.start_in(bay.host, *command)
+    wait_until(lambda: bool(host.addresses("eno1")), "an address by DHCP")
+    (address,) = host.addresses("eno1")
+    bay.ip(bay.host, "route add 10.88.0.0/16 via 10.9.0.1")
+    host.command("apply", "eno1", "--yes")
+    assert host.addresses("br0") == [address]
+    assert host.addresses("eno1") == []
+    assert _clients(host) == [["br0" if word == "eno1" else word for word in command]]
+    routes = bay.ip(bay.host, "route show dev br0")
+    assert "default via 10.9.0.1" in routes
+    assert "10.88.0.0/16 via 10.9.0.1" in routes, "what the client has emptied is back"
+    host.command("undo", "eno1")
+    assert host.addresses("eno1") == [address]
+    assert _clients(host) == [command]
+    assert [line.split()[2] for line in leases.read_text().splitlines()] == [address[:-3]]
+
+
+def _clients(host: HostUplink) -> list[list[str]]:
+    """The command lines of the DHCP clients on the host."""
+    pids = host.bay.ip(host.bay.host, f"netns pids {host.bay.host}").split()
+    lines = [Path(f"/proc/{pid}/cmdline").read_bytes().decode() for pid in pids if _alive(int(pid))]
+    words = [line.rstrip("\0").split("\0") for line in lines]
+    return [each for each in words if each[0].endswith(("udhcpc", "dhclient"))]

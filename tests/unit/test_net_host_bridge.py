@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from drivebay.errors import DrivebayError, UsageError
 from drivebay.net.hostbridge import moves, plan
 from drivebay.net.hostbridge import state as states
+from drivebay.net.hostbridge.application import all_steps
 from drivebay.net.hostbridge.kernel import Entry, attribute, redirected
+from drivebay.net.hostbridge.managers import Manager
 from drivebay.net.hostbridge.state import Before, aged
 
 UPLINK = 2
@@ -132,8 +134,9 @@ def _key(entry: Entry) -> Any:
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No test looks at this machine's /proc/sys, nor writes there."""
+    """No test looks at this machine's /proc/sys or managers, nor writes there."""
     monkeypatch.setattr(states, "SYSCTL", tmp_path)
+    monkeypatch.setattr(plan, "find_manager", lambda link: Manager())
 
 
 def kernel_with(addresses: list[Entry], routes: list[Entry], rules: list[Entry]) -> Any:
@@ -290,7 +293,7 @@ def test_the_plan_shows_what_there_is_and_the_steps() -> None:
     assert "  address 10.9.0.2/24" in found.facts
     assert "  route 0.0.0.0/0 via 10.9.0.1" in found.facts
     assert "  route 10.5.0.0/16 in table 77" in found.facts
-    assert found.steps == [
+    assert [text for text, _ in all_steps(typical(), found.before)] == [
         "make the bridge 'br0' with the MAC 52:54:00:00:00:01, MTU 1500, without spanning tree",
         "put 'eno1' into 'br0'",
         "move 3 addresses and 3 routes to 'br0'",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from drivebay.cli.arguments import Parser, add_json_option
 from drivebay.cli.output import DONE, print_json, print_warning
-from drivebay.errors import InUse, StateError, UsageError
+from drivebay.errors import InUse, UsageError
 
 if TYPE_CHECKING:
     from drivebay.net.hostbridge.change import Change
@@ -72,23 +72,25 @@ def run(found: argparse.Namespace) -> int:
 
 
 def _plan(change: Change, found: argparse.Namespace) -> int:
+    from drivebay.net.hostbridge.application import all_steps
     from drivebay.net.hostbridge.kernel import Kernel
     from drivebay.net.hostbridge.plan import look
 
     _nothing_waits(change)
     with Kernel() as kernel:
         plan = look(kernel, found.uplink, found.bridge)
+        steps = [text for text, _ in all_steps(kernel, plan.before)]
     if found.json:
-        print_json({"facts": plan.facts, "would": plan.steps, "warnings": plan.warnings})
+        print_json({"facts": plan.facts, "would": steps, "warnings": plan.warnings})
         return DONE
-    print("\n".join([*plan.facts, *(f"would {text}" for text in plan.steps)]))
+    print("\n".join([*plan.facts, "steps:", *(f"  - {text}" for text in steps)]))
     _warn(plan)
     return DONE
 
 
 def _apply(change: Change, found: argparse.Namespace) -> int:
     from drivebay.cli.steps import ask
-    from drivebay.net.hostbridge.application import carry_out
+    from drivebay.net.hostbridge.application import all_steps, carry_out
     from drivebay.net.hostbridge.kernel import Kernel
     from drivebay.net.hostbridge.plan import look
 
@@ -100,7 +102,8 @@ def _apply(change: Change, found: argparse.Namespace) -> int:
         plan = look(kernel, found.uplink, found.bridge)
         _warn(plan)
         if not found.yes:
-            print("\n".join([*plan.facts, *(f"  - {text}" for text in plan.steps)]))
+            steps = [text for text, _ in all_steps(kernel, plan.before)]
+            print("\n".join([*plan.facts, "steps:", *(f"  - {text}" for text in steps)]))
             ask(f"Move '{found.uplink}' into the bridge '{found.bridge}'?")
         carry_out(kernel, change, plan, found.seconds)
     command = f"drivebay net host-bridge confirm {found.uplink}"
@@ -141,34 +144,32 @@ def _nothing_waits(change: Change) -> None:
 
 
 def _confirm(change: Change, found: argparse.Namespace) -> int:
-    from drivebay.net.hostbridge.change import MOVING
+    from drivebay.net.hostbridge.confirmation import confirm
 
     with change.locked():
         before = change.before()
         _check_uplink(before.uplink.name, found.uplink)
-        if change.another_boot(before):
-            change.end()
-            raise StateError(
-                "the host has started anew since, and everything is as before",
-                hint=f"drivebay net host-bridge apply {found.uplink}",
-            )
-        if change.phase() == MOVING:
-            raise StateError(
-                "the change was broken off in the middle, and can't be confirmed",
-                hint=f"drivebay net host-bridge undo {found.uplink}",
-            )
-        change.end_guardian()
-        change.keep(found.uplink)
+        done = confirm(change, before)
     if found.json:
-        print_json({"bridge": before.bridge, "uplink": found.uplink})
-    else:
-        print(f"'{found.uplink}' stays in the bridge '{before.bridge}'")
+        print_json({
+            "bridge": before.bridge, "uplink": found.uplink, "manager": done.manager,
+            "files": done.files,
+        })  # fmt: skip
+        return DONE
+    print(f"'{found.uplink}' stays in the bridge '{before.bridge}'")
+    for path in done.files:
+        print(f"  written: {path}")
+    if not done.files:
+        print_warning(
+            f"nobody that we know configures '{found.uplink}', so nothing was written: after the "
+            "next start of the host it is as before, unless you write it where you wrote "
+            f"'{found.uplink}': {done.wanted}"
+        )
     return DONE
 
 
 def _undo(change: Change, found: argparse.Namespace) -> int:
-    from drivebay.net.hostbridge.kernel import Kernel
-    from drivebay.net.hostbridge.return_trip import as_it_is_now, put_back, take_back
+    from drivebay.net.hostbridge.return_trip import take_back, undo_confirmed
 
     with change.locked():
         if change.waits():
@@ -177,11 +178,7 @@ def _undo(change: Change, found: argparse.Namespace) -> int:
             take_back(change, "undo")
             change.take_message()
         else:
-            before = change.confirmed(found.uplink)
-            with Kernel() as kernel:
-                before = as_it_is_now(kernel, before)
-            put_back(before)
-            change.forget(found.uplink)
+            undo_confirmed(change, found.uplink)
     if found.json:
         print_json({"uplink": found.uplink, "undone": True})
     else:

@@ -6,11 +6,13 @@ Context: root, one short-lived process. A terminal that hangs up does not end it
 from __future__ import annotations
 
 import signal
+from functools import partial
 
 from drivebay.net.hostbridge import guardian
 from drivebay.net.hostbridge.change import MOVED, Change
-from drivebay.net.hostbridge.clients import Client, move_clients
+from drivebay.net.hostbridge.clients import Client, keep, move_clients
 from drivebay.net.hostbridge.kernel import Kernel
+from drivebay.net.hostbridge.managers import Manager, hold_bridge, let_go
 from drivebay.net.hostbridge.moves import Move, move_steps, settle
 from drivebay.net.hostbridge.plan import HostPlan
 from drivebay.net.hostbridge.return_trip import take_back
@@ -39,16 +41,28 @@ def carry_out(kernel: Kernel, change: Change, plan: HostPlan, seconds: float) ->
 
 
 def all_steps(kernel: Kernel, before: Before) -> list[Move]:
-    """In order: the kernel's devices, and who looks after them."""
-    steps = move_steps(kernel, before)
-    found = [Client(**each) for each in before.clients]
+    """In order: the kernel's devices, between those who look after them."""
     up, bridge = before.uplink.name, before.bridge
-    steps.append(
-        (
-            "the DHCP client goes on",
-            lambda: move_clients(up, bridge, found, lambda: settle(kernel, before)),
-        )
-    )
+    found = [Client(**each) for each in before.clients]
+    manager = Manager(**before.manager)
+    steps: list[Move] = []
+    if manager.daemon:
+        text = f"{manager.daemon} leaves '{bridge}' alone"
+        steps.append((text, partial(hold_bridge, manager, bridge)))
+    steps += move_steps(kernel, before)
+    if manager.daemon or manager.dns:
+        text = " and ".join(
+            [*([f"{manager.daemon} leaves '{up}' alone"] if manager.daemon else []),
+             *(["its name servers go along"] if manager.dns else [])]
+        )  # fmt: skip
+        steps.append((text, partial(let_go, manager, up, bridge)))
+    if found:
+        names = ", ".join(each.kind for each in found)
+        text = f"{names} looks after '{bridge}' instead of '{up}'"
+        steps.append((text, partial(move_clients, up, bridge, found)))
+    if found or manager.daemon:
+        text = "wait until they are done, and see to the addresses meanwhile"
+        steps.append((text, partial(keep, partial(settle, kernel, before))))
     return steps
 
 

@@ -91,21 +91,21 @@ class Change:
         write_private(self.folder / "before.json", before.to_json().encode())
 
     def phase(self) -> str:
-        return str(self._read("change.json").get("phase", MOVING))
+        return str(_read(self.folder / "change.json").get("phase", MOVING))
 
     def noted(self) -> dict[str, Any]:
-        return self._read("change.json")
+        return _read(self.folder / "change.json")
 
     def note(self, **what: Any) -> None:
         """Write down how far it is."""
         write_private(
             self.folder / "change.json",
-            json.dumps({**self._read("change.json"), **what}, indent=1).encode(),
+            json.dumps({**_read(self.folder / "change.json"), **what}, indent=1).encode(),
         )
 
     def broken_off(self) -> bool:
         """Whether the process that was moving things has ended before it was done."""
-        noted = self._read("change.json")
+        noted = _read(self.folder / "change.json")
         if noted.get("phase") != MOVING:
             return False
         pid = noted.get("pid")
@@ -141,7 +141,7 @@ class Change:
 
     def guarded(self) -> float | None:
         """The seconds that the guardian still waits; None when there is none."""
-        found = self._read("guardian.json")
+        found = _read(self.folder / "guardian.json")
         pid = found.get("pid")
         if not isinstance(pid, int) or start_ticks(pid) != found.get("ticks"):
             return None
@@ -157,7 +157,7 @@ class Change:
             self._kill("change.json", "the command that was moving the uplink")
 
     def _kill(self, name: str, what: str) -> None:
-        found = self._read(name)
+        found = _read(self.folder / name)
         pid, ticks = found.get("pid"), found.get("ticks")
         if not isinstance(pid, int) or pid == os.getpid() or start_ticks(pid) != ticks:
             return
@@ -186,17 +186,25 @@ class Change:
             raise refusal("can't keep what was before in", kept, error) from error
         self.end()
 
+    def written_when_confirmed(self, uplink: str) -> list[dict[str, Any]]:
+        """The files that `confirm` has written, and what of them was new."""
+        found: list[dict[str, Any]] = _read(self.confirmed_folder(uplink) / "change.json").get(
+            "written", []
+        )
+        return found
+
     def forget(self, uplink: str) -> None:
         """A confirmed change was undone."""
         shutil.rmtree(self.confirmed_folder(uplink), ignore_errors=True)
 
-    def _read(self, name: str) -> dict[str, Any]:
-        """A file of ours; an empty one when it is not there or was cut short."""
-        try:
-            found = json.loads((self.folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file of ours; an empty one when it is not there or was cut short."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _read_before(folder: Path) -> Before:

@@ -18,15 +18,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from drivebay.errors import StateError
+from drivebay.errors import DrivebayError, StateError
 from drivebay.system.processes import start_ticks
 
-__all__ = ["Client", "find_clients", "move_clients", "start_client"]
+__all__ = ["Client", "find_clients", "keep", "move_clients", "namespace"]
 
 _KNOWN: Final = ("dhclient", "udhcpc", "dhcpcd")
 _BUSYBOX: Final = "busybox"
 _END_SECONDS: Final = 5.0
-# A client begins by emptying its interface (udhcpc), and has its answer within this time.
+# A client (udhcpc, networkd) begins by emptying its interface, and has its answer by then.
 _ANSWER_SECONDS: Final = 3.0
 
 
@@ -51,10 +51,10 @@ class Client:
 
 def find_clients(interface: str) -> list[Client]:
     """The clients that name this interface, in our network namespace."""
-    ours = _namespace("self")
+    ours = namespace("self")
     found = []
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or _namespace(entry.name) != ours:
+        if not entry.name.isdigit() or namespace(entry.name) != ours:
             continue
         client = _client(entry)
         if client is not None and interface in client.words[1:]:
@@ -64,16 +64,17 @@ def find_clients(interface: str) -> list[Client]:
 
 def serves_all(interface: str) -> bool:
     """Whether a dhcpcd that was told no interface looks after this one, too."""
-    ours = _namespace("self")
+    ours = namespace("self")
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and _namespace(entry.name) == ours:
+        if entry.name.isdigit() and namespace(entry.name) == ours:
             client = _client(entry)
             if client is not None and client.kind == "dhcpcd" and interface not in client.words:
                 return True
     return False
 
 
-def _namespace(pid: str) -> str | None:
+def namespace(pid: str) -> str | None:
+    """Which network a process is in."""
     try:
         return str(Path(f"/proc/{pid}/ns/net").readlink())
     except OSError:
@@ -95,8 +96,8 @@ def _client(process: Path) -> Client | None:
     return Client(name, int(process.name), program.removesuffix(" (deleted)"), split)
 
 
-def move_clients(old: str, new: str, clients: list[Client], settle: Callable[[], object]) -> None:
-    """End the clients of ``old`` and start them on ``new``; ``settle`` puts back what one empties.
+def move_clients(old: str, new: str, clients: list[Client]) -> None:
+    """End the clients of ``old`` and start them on ``new``.
 
     Raises: StateError when one does not end.
     """
@@ -107,12 +108,19 @@ def move_clients(old: str, new: str, clients: list[Client], settle: Callable[[],
     for client in started:
         if tuple(client.words) not in running:
             start_client(client)
-    if not started:
-        return
+
+
+def keep(settle: Callable[[], object]) -> None:
+    """Put back what those who begin to look after a device empty first.
+
+    Raises: what ``settle`` raises in the end.
+    """
     deadline = time.monotonic() + _ANSWER_SECONDS
     while time.monotonic() < deadline:
-        settle()
+        with contextlib.suppress(DrivebayError):  # they are at the same addresses right now
+            settle()
         time.sleep(0.05)
+    settle()
 
 
 def end_client(client: Client) -> None:

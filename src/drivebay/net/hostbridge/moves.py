@@ -204,7 +204,9 @@ def _restore_vlans(kernel: Kernel, before: Before) -> None:
 
 def settle(kernel: Kernel, before: Before) -> None:
     """See to it that the bridge has what the uplink had, whatever a DHCP client has done since."""
-    bridge = _needed(kernel, before.bridge)
+    bridge, up = _needed(kernel, before.bridge), before.uplink
+    # A manager that lets go of a device may set it down.
+    kernel.set_link(up.index, f"set '{up.name}' up", state="up")
     _put_there(kernel, before, before.uplink, bridge, before.bridge)
     for rule in before.other_rules:  # a manager that lets go of the uplink takes its own along
         kernel.add_rule(rule)

@@ -6,13 +6,14 @@ Context: root; looks only.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from drivebay.errors import AlreadyExists, InUse, NotFound, UsageError
-from drivebay.net.hostbridge import clients, moves
+from drivebay.net.hostbridge import clients
 from drivebay.net.hostbridge.kernel import Entry, Kernel, attribute
+from drivebay.net.hostbridge.managers import Manager, find_manager, name_servers
 from drivebay.net.hostbridge.state import Before, kind_of, read_uplink
 
 __all__ = ["HostPlan", "look"]
@@ -50,7 +51,6 @@ class HostPlan:
 
     before: Before
     facts: list[str]
-    steps: list[str]
     warnings: list[str] = field(default_factory=list)
 
 
@@ -70,10 +70,16 @@ def look(kernel: Kernel, uplink: str, bridge: str) -> HostPlan:
             "address again",
             hint=f"start it with the names of its interfaces: dhcpcd {uplink}",
         )
-    before = Before(**{**vars(before), "clients": [each.to_json() for each in found]})
-    steps = [text for text, _ in moves.move_steps(kernel, before)]
-    steps += [f"{each.kind} goes on for '{bridge}' instead of '{uplink}'" for each in found]
-    return HostPlan(before, facts(before, found), steps, warnings(before))
+    manager = _manager_of(before)
+    before = replace(before, clients=[each.to_json() for each in found], manager=manager.to_json())
+    return HostPlan(before, facts(before, found, manager), warnings(before))
+
+
+def _manager_of(before: Before) -> Manager:
+    """Whose configuration it is. That of /etc is about the network of the first process only."""
+    if clients.namespace("self") != clients.namespace("1"):
+        return Manager()
+    return replace(find_manager(before.uplink), dns=name_servers(before.uplink.name))
 
 
 def _check_uplink(kernel: Kernel, name: str, link: dict[str, Any]) -> None:
@@ -140,7 +146,7 @@ def _check_routes(before: Before) -> None:
 # ---- in words -----------------------------------------------------------------------------------
 
 
-def facts(before: Before, found: list[clients.Client]) -> list[str]:
+def facts(before: Before, found: list[clients.Client], manager: Manager) -> list[str]:
     """What the uplink has now."""
     up = before.uplink
     lines = [f"'{up.name}': MAC {up.mac}, MTU {up.mtu}, {'up' if up.up else 'down'}"]
@@ -149,6 +155,8 @@ def facts(before: Before, found: list[clients.Client]) -> list[str]:
     lines += [f"  rule {attribute(each, 'FRA_PRIORITY')} names it" for each in before.rules]
     lines += [f"  VLAN {each.vlan}: '{each.name}'" for each in before.vlans]
     lines += [f"  DHCP client {each.kind} (process {each.pid})" for each in found]
+    lines += [f"  name servers {' '.join(manager.dns['dns'])}"] if manager.dns.get("dns") else []
+    lines.append(f"  configured by {manager.name or 'nobody that we know'}")
     return lines
 
 

@@ -6,18 +6,22 @@ caller holds the change's lock.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
+from functools import partial
 from typing import Final
 
-from drivebay.errors import InUse
+from drivebay.errors import DrivebayError, InUse, StateError
 from drivebay.net.hostbridge.change import Change
-from drivebay.net.hostbridge.clients import Client, find_clients, move_clients
+from drivebay.net.hostbridge.clients import Client, find_clients, keep, move_clients
 from drivebay.net.hostbridge.kernel import Entry, Kernel, attribute, redirected
+from drivebay.net.hostbridge.managers import Manager, generate, take_again
 from drivebay.net.hostbridge.moves import ours, relabelled, renamed, restore
 from drivebay.net.hostbridge.state import Before, LinkState, boot_id, boot_seconds, read_link
+from drivebay.net.hostbridge.writers.files import put_back_files
 
-__all__ = ["as_it_is_now", "put_back", "take_back"]
+__all__ = ["take_back", "undo_confirmed"]
 
 _NODAD: Final = 0x02
 
@@ -25,6 +29,7 @@ _NODAD: Final = 0x02
 def take_back(change: Change, why: str) -> None:
     """Restore, and say why where the next command finds it. Raises: StateError."""
     before = change.before()
+    put_back_files(change.noted().get("written", []))  # of a `confirm` that was broken off
     if not change.another_boot(before):
         put_back(before)
     at = time.strftime("%H:%M:%S")
@@ -37,15 +42,24 @@ def put_back(before: Before) -> None:
     """The old state, from whatever state there is. Raises: StateError."""
     bridge, uplink = before.bridge, before.uplink.name
     clients = [Client(**each) for each in before.clients]
+    manager = Manager(**before.manager)
+    failed: list[str] = []
     with Kernel() as kernel:
-        try:
-            restore(kernel, before)
-        finally:
-            if clients or find_clients(bridge):
-                move_clients(
-                    bridge, uplink, [each.on(uplink, bridge) for each in clients],
-                    lambda: restore(kernel, before),
-                )  # fmt: skip
+        back = partial(restore, kernel, before)
+        with contextlib.suppress(StateError):  # whatever fails now is tried again, and counts then
+            back()
+        for step in (
+            partial(generate, manager),
+            partial(take_again, manager, uplink, bridge),
+            partial(move_clients, bridge, uplink, clients),
+            partial(keep, back) if clients or manager.daemon else back,
+        ):
+            try:
+                step()
+            except DrivebayError as error:
+                failed.append(str(error))
+    if failed:
+        raise StateError(f"not everything is as it was: {'; '.join(failed)}")
 
 
 def as_it_is_now(kernel: Kernel, before: Before) -> Before:
@@ -79,6 +93,19 @@ def as_it_is_now(kernel: Kernel, before: Before) -> Before:
             each.on(before.bridge, up.name).to_json() for each in find_clients(before.bridge)
         ],
     )  # fmt: skip
+
+
+def undo_confirmed(change: Change, uplink: str) -> None:
+    """The files and devices of before a confirmed change.
+
+    Raises: NotFound when there is none; InUse, StateError, HostError.
+    """
+    before = change.confirmed(uplink)
+    with Kernel() as kernel:
+        now = as_it_is_now(kernel, before)
+    put_back_files(change.written_when_confirmed(uplink))
+    put_back(now)
+    change.forget(uplink)
 
 
 def _vlan_now(kernel: Kernel, vlan: LinkState) -> LinkState:
