@@ -18,8 +18,6 @@ from typing import NamedTuple
 
 import pytest
 
-from drivebay.net import members
-from drivebay.net.store import Networks
 from tests.e2e.net_bay import NetBay, drivebay, net_bay_in
 from tests.fakes.process import wait_until
 
@@ -48,7 +46,7 @@ class Around:
     def __init__(self, bay: NetBay) -> None:
         self.bay = bay
         self.away = bay.namespace("away")
-        self._guests = 0
+        self.guests: list[Guest] = []
         bay.link(bay.host, "eno1", self.away, "eth0")
         bay.ip(bay.host, "addr add 203.0.113.1/24 dev eno1")
         bay.ip(self.away, f"addr add {AWAY}/24 dev eth0")
@@ -59,12 +57,13 @@ class Around:
 
     def guest(self, bridge: str) -> Guest:
         """A machine on a bridge, without an address."""
-        self._guests += 1
-        namespace = self.bay.namespace(f"guest{self._guests}")
-        guest = Guest(namespace, f"g{self._guests}", f"52:54:00:00:01:{self._guests:02x}")
-        self.bay.link(self.bay.host, f"port{self._guests}", namespace, guest.interface)
+        number = len(self.guests) + 1
+        namespace = self.bay.namespace(f"guest{number}")
+        guest = Guest(namespace, f"g{number}", f"52:54:00:00:01:{number:02x}")
+        self.guests.append(guest)
+        self.bay.link(self.bay.host, f"port{number}", namespace, guest.interface)
         self.bay.ip(namespace, f"link set {guest.interface} address {guest.mac}")
-        self.bay.ip(self.bay.host, f"link set port{self._guests} master {bridge}")
+        self.bay.ip(self.bay.host, f"link set port{number} master {bridge}")
         return guest
 
     def ask(self, guest: Guest) -> tuple[str, dict[str, str]]:
@@ -79,8 +78,17 @@ class Around:
 
     def keep(self, network: str, vm: str, guest: Guest) -> str:
         """Give a guest a place, as the making of a VM does."""
-        networks = Networks(self.bay.networks)
-        return str(members.keep(networks, network, vm, 0, guest.mac))
+        return self._places(f"print(keep(Networks(), {network!r}, {vm!r}, 0, {guest.mac!r}))")
+
+    def give_back(self, vm: str) -> None:
+        """Free its places, as the deletion of a VM does."""
+        self._places(f"give_back(Networks(), {vm!r})")
+
+    def _places(self, call: str) -> str:
+        """On the host: it may start dnsmasq anew."""
+        imports = "from drivebay.net.members import give_back, keep\n"
+        imports += "from drivebay.net.store import Networks\n"
+        return self.bay.ok_in(self.bay.host, sys.executable, "-c", imports + call).strip()
 
     def resolve(self, guest: Guest, name: str, server: str) -> str:
         """What DNS says of a name; "" when it does not know it."""
@@ -260,7 +268,14 @@ def first_rule(bay: NetBay) -> str:
 def test_a_network_that_is_used_stays(around: Around) -> None:
     bay = around.bay
     assert "is used by VM 'web'" in bay.refused("net", "delete", "lan", "--yes")
-    members.give_back(Networks(bay.networks), "web")
+    around.give_back("web")
+    assert around.resolve(around.guests[0], "web", "192.168.100.1") == ""
+    assert around.resolve(around.guests[0], "web.lan", "192.168.100.1") == ""
+    # Who comes next has the address at once, though the lease of the one before has not ended.
+    api = around.guest("db-lan")
+    assert around.keep("lan", "api", api) == around.ask(api)[0] == "192.168.100.2"
+    assert bay.json("net", "info", "lan")["state"] == "up"
+    around.give_back("api")
     assert "has interfaces in it: port1, port2" in bay.refused("net", "delete", "lan", "--yes")
 
 
@@ -291,15 +306,15 @@ def test_all_but_ours_is_as_before_after_a_deletion(host: NetBay) -> None:
 
 
 def test_a_creation_that_was_killed_is_ended_or_taken_away(host: NetBay) -> None:
-    """SIGKILL while dnsmasq is about to start: the program in its place never returns."""
+    """SIGKILL while dnsmasq starts: what is in its place never serves."""
     before = picture(host)
     false = host.folder / "bin/dnsmasq"
     false.parent.mkdir()
-    false.write_text("#!/bin/sh\nexec sleep 600\n")
+    false.write_text("#!/bin/sh\ntouch began\nexec sleep 600\n")
     false.chmod(0o755)
     words = ("env", f"PATH={false.parent}:{os.environ['PATH']}", *drivebay("net", "create", "lan"))
     program = host.start_in(host.host, *words)
-    wait_until(lambda: (host.networks / "lan/dnsmasq.log").exists(), "a start of dnsmasq")
+    wait_until(lambda: (host.folder / "began").exists(), "a start of dnsmasq")
     program.send_signal(signal.SIGKILL)  # `ip netns exec` and `env` have become it
     program.wait(10)
     assert host.json("net", "list")[0]["state"].startswith("half made: has to start dnsmasq")

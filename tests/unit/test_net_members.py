@@ -88,11 +88,22 @@ def test_a_full_network_says_so(networks: Networks) -> None:
     assert str(members.keep(networks, "small", "vm2", 0, MACS[2])) == "192.168.101.2"
 
 
-def test_an_address_with_a_lease_of_another_is_the_last_choice(networks: Networks) -> None:
+def test_a_lease_of_an_earlier_holder_ends_when_another_gets_the_address(
+    networks: Networks,
+) -> None:
     leases = networks.of("small") / "leases"
-    leases.write_text(f"99 {MACS[9]} 192.168.101.2 old *\n")
-    assert str(members.keep(networks, "small", "a", 0, MACS[0])) == "192.168.101.3"
-    assert str(members.keep(networks, "small", "b", 0, MACS[1])) == "192.168.101.2"
+    others = f"99 {MACS[8]} 192.168.101.5 b *\nduid 00:01\n"
+    leases.write_text(f"99 {MACS[9]} 192.168.101.2 old *\n{others}")
+    assert str(members.keep(networks, "small", "a", 0, MACS[0])) == "192.168.101.2"
+    assert leases.read_text() == others
+    own = f"99 {MACS[0]} 192.168.101.2 a *\n"
+    leases.write_text(own + others)
+    members.keep(networks, "small", "b", 0, MACS[1])
+    assert leases.read_text() == own + others
+    members.give_back(networks, "a")
+    assert leases.read_text() == others
+    members.keep(networks, "small", "c", 0, MACS[2], IPv4Address("192.168.101.5"))
+    assert leases.read_text() == "duid 00:01\n"
 
 
 def test_in_the_lan_of_the_host_no_address_is_ours_to_give(networks: Networks) -> None:

@@ -140,7 +140,7 @@ def test_the_journal_keeps_the_order_and_one_thing_of_a_kind(tmp_path: Path) -> 
     journal.note("dnsmasq", "dnsmasq", pid=7)
     journal.note("table", "drivebay_lan")
     journal.note("dnsmasq", "dnsmasq", pid=8)
-    assert [entry.kind for entry in journal.entries()] == ["bridge", "table", "dnsmasq"]
+    assert [entry.kind for entry in journal.entries()] == ["bridge", "dnsmasq", "table"]
     assert journal.find("dnsmasq") == Made("dnsmasq", "dnsmasq", {"pid": 8})
     journal.strike("bridge")
     journal.strike("bridge")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 from typing import Any, Final
 
@@ -194,16 +195,21 @@ def _listed(network: Network) -> Json | None:
 
 
 def _nft(*words: str, text: str | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [find_program("nft"), *words],
-        input=text,
-        stdin=subprocess.DEVNULL if text is None else None,
-        capture_output=True,
-        text=True,
-        timeout=_SECONDS,
-        check=False,
-        env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
-    )
+    command = [find_program("nft"), *words]
+    try:
+        return subprocess.run(
+            command,
+            input=text or "",
+            capture_output=True,
+            text=True,
+            timeout=_SECONDS,
+            check=False,
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except subprocess.TimeoutExpired as error:
+        raise StateError(
+            f"nft has not answered for {_SECONDS:.0f} seconds", hint="drivebay doctor net"
+        ) from error
 
 
 def _refusal(what: str, done: subprocess.CompletedProcess[str]) -> StateError:

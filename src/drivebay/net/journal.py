@@ -60,9 +60,16 @@ class Journal:
         return next((entry for entry in self.entries() if entry.kind == kind), None)
 
     def note(self, kind: str, name: str, **facts: Any) -> None:
-        """Write a thing down, in place of an earlier one of its kind. Raises: HostError."""
-        others = [entry for entry in self.entries() if entry.kind != kind]
-        self._write([*others, Made(kind, name, facts)])
+        """Write a thing down; one of its kind that is there keeps its place in the order.
+
+        Raises: HostError.
+        """
+        made = Made(kind, name, facts)
+        entries = self.entries()
+        if any(entry.kind == kind for entry in entries):
+            self._write(made if entry.kind == kind else entry for entry in entries)
+        else:
+            self._write([*entries, made])
 
     def strike(self, kind: str) -> None:
         """Forget a thing that is gone."""

@@ -12,7 +12,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv4Address
 from pathlib import Path
@@ -90,13 +90,49 @@ def parse_leases(text: str) -> Iterable[Lease]:
 
 
 def tell_hosts(networks: Networks, network: Network, hosts: Sequence[Host]) -> None:
-    """Write who has which address and name; a running dnsmasq reads it at once."""
+    """Write who has which address and name; a running dnsmasq knows it at once.
+
+    Raises: as `start_dnsmasq`.
+    """
     folder = networks.of(network.name)
     write_public(folder / _HOSTS, hosts_text(hosts).encode())
     write_public(folder / _NAMES, names_text(hosts).encode())
     pid = running(networks, network.name)
-    if pid is not None:
+    stale = stale_leases(network, read_leases(networks, network.name), hosts)
+    if stale and pid is not None:
+        # dnsmasq keeps address and name for who had them until the lease ends, and reads it once.
+        bridge = Journal(folder).find("dnsmasq")
+        assert bridge is not None
+        start_dnsmasq(networks, network, bridge.facts["bridge"], hosts)
+    elif stale:
+        _forget_leases(folder, stale)
+    elif pid is not None:
         os.kill(pid, signal.SIGHUP)
+
+
+def stale_leases(
+    network: Network, leases: Iterable[Lease], hosts: Iterable[Host]
+) -> set[IPv4Address]:
+    """The addresses that somebody has a lease of, and that are kept for another, or were kept for
+    one who has given it back: nobody else gets one of the lower half."""
+    macs = {host.address: host.mac for host in hosts}
+    return {
+        lease.address
+        for lease in leases
+        if macs.get(lease.address, "" if int(lease.address) in network.fixed() else lease.mac)
+        != lease.mac
+    }
+
+
+def _forget_leases(folder: Path, addresses: Collection[IPv4Address]) -> None:
+    """Take leases out of the file of a dnsmasq that does not run."""
+    lines = (folder / _LEASES).read_text(encoding="utf-8", errors="replace").splitlines(True)
+    left = [
+        line
+        for line in lines
+        if not any(lease.address in addresses for lease in parse_leases(line))
+    ]
+    write_public(folder / _LEASES, "".join(left).encode())
 
 
 # ---- the files ----------------------------------------------------------------------------------

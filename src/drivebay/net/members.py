@@ -15,7 +15,7 @@ from ipaddress import IPv4Address
 from typing import Any, Final
 
 from drivebay.errors import AlreadyExists, DrivebayError, StateError, UsageError
-from drivebay.net.leases import Host, Lease, read_leases, tell_hosts
+from drivebay.net.leases import Host, tell_hosts
 from drivebay.net.model import Network
 from drivebay.net.store import Networks, write_public
 from drivebay.system.files import refusal
@@ -60,7 +60,7 @@ def keep(
             )
         others = [m for m in members if m.mac != mac and (m.vm, m.index) != (vm, index)]
         earlier = present or next((m for m in members if (m.vm, m.index) == (vm, index)), None)
-        address = _address(network, others, earlier, wanted, read_leases(networks, name), mac)
+        address = _address(network, others, earlier, wanted)
         member = Member(mac, vm, index, address)
         if member != present:
             _write(networks, network, [*others, member])
@@ -72,10 +72,8 @@ def _address(
     others: Sequence[Member],
     earlier: Member | None,
     wanted: IPv4Address | None,
-    leases: Iterable[Lease],
-    mac: str,
 ) -> IPv4Address | None:
-    """The address of a member beside ``others``: what is wanted, what it had, or a free one."""
+    """The address of a member beside ``others``: what is wanted, what it had, or the first free."""
     if network.subnet is None:
         return None
     if wanted is not None:
@@ -84,16 +82,14 @@ def _address(
     if earlier is not None and earlier.address is not None:
         return earlier.address
     taken = {member.address for member in others}
-    # dnsmasq gives nobody an address that another has a lease of, until that has run out.
-    leased = {lease.address for lease in leases if lease.mac != mac}
-    free = [address for address in map(IPv4Address, network.fixed()) if address not in taken]
-    if not free:
-        raise StateError(
-            f"network '{network.name}' is full: each of its {len(network.fixed())} addresses for "
-            "VMs is kept for one",
-            hint="delete VMs that nobody needs, or make a network with a larger --subnet",
-        )
-    return next((address for address in free if address not in leased), free[0])
+    for address in map(IPv4Address, network.fixed()):
+        if address not in taken:
+            return address
+    raise StateError(
+        f"network '{network.name}' is full: each of its {len(network.fixed())} addresses for VMs "
+        "is kept for one",
+        hint="delete VMs that nobody needs, or make a network with a larger --subnet",
+    )
 
 
 def _check_wanted(network: Network, others: Iterable[Member], wanted: IPv4Address) -> None:
