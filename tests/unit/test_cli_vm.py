@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from drivebay.cli import vm_change, vm_create, vm_show
+from drivebay.cli import vm_change, vm_create
 from drivebay.vm import run as vm_run
 from drivebay.vm.qemu import Qemu
 from drivebay.vm.spec import DiskSpec, ShareSpec
@@ -104,7 +104,7 @@ def test_names_are_found_where_none_is_given(run: Run, world: World) -> None:
         (["--initrd", "/i"], "--initrd and --append need a --kernel"),
         (["--append", "quiet"], "--initrd and --append need a --kernel"),
         (["--kernel", "/nonexistent"], "can't read '/nonexistent'"),
-        (["--net", "none", "--forward", "1:2"], "need --net user"),
+        (["--net", "none", "--forward", "1:2"], "needs --net user"),
         (["--user", "joe"], "--user: only cloud-init can do that, and without an image"),
         (["--user-data", "/x"], "--user-data: only cloud-init"),
         (["--address", "10.0.2.9/24"], "--address: only cloud-init"),
@@ -415,7 +415,7 @@ def test_list_waits_for_no_guest(
     def never(vm: object) -> list[str]:
         raise AssertionError("a guest was asked")
 
-    monkeypatch.setattr(vm_show, "_addresses", never)
+    monkeypatch.setattr("drivebay.vm.reaching.said_by_agent", never)
     for words in ([], ["--json"]):
         assert "running" in run("list", *words).out
 

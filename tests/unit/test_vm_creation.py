@@ -23,7 +23,7 @@ from drivebay.errors import (
     StateError,
     UsageError,
 )
-from drivebay.vm.creation import Creation, DiskWish, NetWish, Wish, plan_creation
+from drivebay.vm.creation import Creation, DiskWish, Wish, plan_creation
 from drivebay.vm.qemu import Qemu
 from drivebay.vm.spec import Boot, CloudInit, DiskSpec, Forward, NetSpec
 from drivebay.vm.spec_file import read_spec
@@ -45,7 +45,7 @@ def make(world: World, **wished: Any) -> Creation:
 
 
 def wish(name: str = "web", **wished: Any) -> Wish:
-    values: dict[str, Any] = {"memory": 64 * MIB, "cpus": 2, "net": None, **wished}
+    values: dict[str, Any] = {"memory": 64 * MIB, "cpus": 2, "nets": (), **wished}
     return Wish(name, **values)
 
 
@@ -283,7 +283,11 @@ def test_a_name_that_is_taken(world: World) -> None:
     ("lacking", "wished", "said"),
     [
         ("memfd", {}, "VM 'web' needs guest memory in a memfd"),
-        ("user-net", {"net": NetWish()}, "VM 'web' with --net user needs QEMU's user network"),
+        (
+            "user-net",
+            {"nets": [NetSpec("user", "")]},
+            "VM 'web' with --net user needs QEMU's user network",
+        ),
         ("vhost-user-blk", {"disks": [SMALL]}, "needs the device vhost-user-blk"),
         ("vhost-user-block-driver", {"disks": [DiskWish(MIB, bus="nvme")]}, "with --bus nvme"),
         ("nvme", {"disks": [DiskWish(MIB, bus="nvme")]}, "needs the device nvme"),
@@ -342,22 +346,27 @@ def test_what_was_wished_is_written(world: World) -> None:
 # ---- network and cloud-init ---------------------------------------------------------------------
 
 
+def user(*forward: Forward) -> NetSpec:
+    """An interface that somebody wishes for, on QEMU's own network."""
+    return NetSpec("user", "", forward)
+
+
 def test_ssh_gets_a_port_of_its_own(world: World) -> None:
     world.vm("a", nets=(NetSpec("user", "52:54:00:00:00:01", (Forward(2222, 22),)),))
     with socket.create_server(("127.0.0.1", 0)) as server:
         mine = Forward(server.getsockname()[1], 80)
-        made = plan(world, wish(net=NetWish([mine])))
+        made = plan(world, wish(nets=[user(mine)]))
     (net,) = made.spec.nets
     assert net.forward[0] == mine
     assert net.forward[1].guest_port == 22
     assert net.forward[1].host_port > 2222
     assert net.mac.startswith("52:54:00:")
-    assert len(plan(world, wish(net=NetWish([Forward(9, 22)]))).spec.nets[0].forward) == 1
+    assert len(plan(world, wish(nets=[user(Forward(9, 22))])).spec.nets[0].forward) == 1
 
 
 def test_ports_that_are_wished_are_not_given_to_ssh(world: World) -> None:
-    free = plan(world, wish(net=NetWish())).spec.nets[0].forward[0].host_port
-    made = plan(world, wish(net=NetWish([Forward(free, 80)])))
+    free = plan(world, wish(nets=[user()])).spec.nets[0].forward[0].host_port
+    made = plan(world, wish(nets=[user(Forward(free, 80))]))
     ports = [forward.host_port for forward in made.spec.nets[0].forward]
     assert len(set(ports)) == 2
 
@@ -367,21 +376,24 @@ def test_a_port_of_another_vm(world: World) -> None:
     world.vm("a", nets=(NetSpec("user", "52:54:00:00:00:01", (Forward(8080, 80),)),))
     hint = refused(
         world, InUse, "port 8080 leads to VM 'a' already",
-        net=NetWish([Forward(8080, 81)]), disks=[SMALL],
+        nets=[user(Forward(8080, 81))], disks=[SMALL],
     )  # fmt: skip
     assert hint.endswith(":81")
 
 
 def test_an_address_that_somebody_has_is_not_given_again(world: World) -> None:
-    mac = plan(world, wish(net=NetWish())).spec.nets[0].mac
+    mac = plan(world, wish(nets=[user()])).spec.nets[0].mac
     world.vm("a", nets=(NetSpec("user", mac),))
-    assert plan(world, wish(net=NetWish())).spec.nets[0].mac != mac
+    assert plan(world, wish(nets=[user()])).spec.nets[0].mac != mac
 
 
 def test_addresses_that_do_not_fit(world: World) -> None:
     world.pool()
-    for net in (NetWish(address="10.0.2.300/24"), NetWish(gateway="10.0.2.2")):
-        refused(world, UsageError, "10.0.2", net=net, disks=[SMALL])
+    for wrong in (
+        replace(user(), address="10.0.2.300/24"),
+        replace(user(), gateway="10.0.2.2"),
+    ):
+        refused(world, UsageError, "10.0.2", nets=[wrong], disks=[SMALL])
 
 
 def test_cloud_init_has_an_instance_of_its_own_and_a_copy_of_user_data(world: World) -> None:

@@ -337,7 +337,7 @@ def test_an_ssh_server_that_is_not_there_is_seen_and_the_agent_copies(
     guest = Guest(vm.agent_socket)
     (here / "f").write_bytes(b"x")
 
-    def silent(spec: object, command: list[str]) -> int:
+    def silent(vm: object, spec: object, command: list[str]) -> int:
         assert command[0] == "scp"
         raise SshSilent("no ssh server answers in VM 'web'")
 

@@ -253,7 +253,6 @@ def _add_create(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--kernel", metavar="FILE", help="start this kernel directly")
     parser.add_argument("--initrd", metavar="FILE", help="with this initrd")
     parser.add_argument("--append", metavar="TEXT", default="", help="and this command line")
-    parser.add_argument("--net", choices=("user", "none"), default="user")
     parser.add_argument("--no-cloud-init", action="store_true", help="give it no cloud-init disk")
     parser.add_argument("--user-data", metavar="FILE", help="your own cloud-init user-data")
     parser.add_argument(
@@ -284,10 +283,17 @@ def _add_machine(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--qemu", metavar="PATH", help="the QEMU that runs it")
     parser.add_argument(
+        "--net",
+        metavar="NET",
+        action="append",
+        help="an interface: user (default), a network's name, bridge=br0 or tap,ifname=tap1; "
+        "'none' for none",
+    )
+    parser.add_argument(
         "--forward",
         metavar="[ADDRESS:]PORT:GUESTPORT",
         action="append",
-        help="a TCP port of this host that leads to one of the guest, such as 8080:80",
+        help="a port of this host that leads to one of the guest, such as 8080:80",
     )
     parser.add_argument(
         "--share",

@@ -163,7 +163,7 @@ def _ssh(found: argparse.Namespace) -> int:
 
     vm = _load(found.name)
     spec = as_started(vm)
-    return run_ssh(spec, ssh_command(spec, vm.keys, found.words, found.login))
+    return run_ssh(vm, spec, ssh_command(spec, vm.keys, found.words, found.login))
 
 
 def _cp(found: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ from drivebay.cli.vm_vnc import read_vnc
 from drivebay.cli.vm_words import (
     read_cloud_init,
     read_disk,
-    read_forwards,
+    read_interfaces,
     read_iso,
     read_qemu,
     read_shares,
@@ -33,12 +33,11 @@ from drivebay.vm.disks import (
     inventory_when_let_go,
 )
 from drivebay.vm.iso import check_iso
-from drivebay.vm.ports import check_free
+from drivebay.vm.nets import choose_nets, plan_leaving, plan_places
 from drivebay.vm.qemu import find_qemu
 from drivebay.vm.spec import NetSpec, VmSpec
 from drivebay.vm.spec_file import read_spec, write_spec
 from drivebay.vm.store import Vm, Vms
-from drivebay.vm.user_net import user_net
 
 if TYPE_CHECKING:
     pass
@@ -59,7 +58,11 @@ def change(found: argparse.Namespace) -> int:
             raise UsageError("nothing to change", hint=f"drivebay vm set {vm.name} --help")
         read_spec(vm.name, write_spec(spec, vm.text))
         plan = Plan()
+        if spec.nets != vm.spec.nets:
+            plan_places(plan, vm.name, spec.nets)
         plan.add(f"change vm.toml of VM '{vm.name}'", lambda: vms.save(vm, spec))
+        if spec.nets != vm.spec.nets:
+            plan_leaving(plan, vm.name, spec.nets)
         if not carry_out(plan, found):
             return DONE
         vm = vms.load(found.name)
@@ -98,11 +101,9 @@ def _changed(vms: Vms, spec: VmSpec, found: argparse.Namespace) -> VmSpec:
         spec = replace(spec, machine=found.machine)
     if found.share is not None:
         spec = replace(spec, shares=read_shares(found.share))
-    if any(value is not None for value in (found.forward, found.address, found.gateway, found.dns)):
-        if not spec.nets:
-            raise UsageError(f"VM '{spec.name}' has no network")
-        net = _changed_net(vms, spec, found)
-        spec = replace(spec, nets=(net, *spec.nets[1:]))
+    said_of_nets = (found.net, found.forward, found.address, found.gateway, found.dns)
+    if any(value is not None for value in said_of_nets):
+        spec = replace(spec, nets=_changed_nets(vms, spec, found))
     said = said_of_guest(found)
     if said:
         if spec.cloud_init is None:
@@ -116,29 +117,18 @@ def _changed(vms: Vms, spec: VmSpec, found: argparse.Namespace) -> VmSpec:
     return spec
 
 
-def _changed_net(vms: Vms, spec: VmSpec, found: argparse.Namespace) -> NetSpec:
-    net = spec.nets[0]
-    if found.forward is not None:
-        forward = read_forwards(found.forward)
-        check_free(forward, vms.others(spec.name))
-        net = replace(net, forward=forward)
-    if found.address is not None:
-        addresses = user_net(net)
-        inside = addresses.has(found.address)
-        net = replace(
-            net,
-            address=found.address,
-            gateway=str(addresses.gateway) if inside else None,
-            dns=(str(addresses.dns),) if inside else (),
-        )
-    if found.gateway is not None:
-        net = replace(net, gateway=found.gateway)
-    if found.dns is not None:
-        net = replace(net, dns=tuple(found.dns))
+def _changed_nets(vms: Vms, spec: VmSpec, found: argparse.Namespace) -> tuple[NetSpec, ...]:
+    """--net replaces all interfaces, each other option changes one."""
+    if found.net is None and not spec.nets:
+        raise UsageError(f"VM '{spec.name}' has no network", hint="add --net user")
     from drivebay.vm.seed import check_net
 
-    check_net(net)
-    return net
+    wished = read_interfaces(found, spec.nets)
+    others = vms.others(spec.name)
+    nets = choose_nets(vms, spec.name, wished, others, spec.nets, ssh=found.net is not None)
+    for net in nets:
+        check_net(net)
+    return nets
 
 
 # ---- attach and detach --------------------------------------------------------------------------

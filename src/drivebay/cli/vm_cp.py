@@ -32,7 +32,7 @@ def copy(found: argparse.Namespace) -> int:
     if not found.agent:
         try:
             return run_ssh(
-                spec, scp_command(spec, vm.keys, found.sources, found.target, found.login)
+                vm, spec, scp_command(spec, vm.keys, found.sources, found.target, found.login)
             )
         except (SshSilent, StateError) as error:
             if found.login is not None or not _agent_listens(vm):

@@ -15,7 +15,7 @@ from drivebay.cli.vm_vnc import read_vnc
 from drivebay.cli.vm_words import (
     read_cloud_init,
     read_disk,
-    read_forwards,
+    read_interfaces,
     read_iso,
     read_qemu,
     read_shares,
@@ -28,16 +28,14 @@ from drivebay.vm.creation import (
     MEMORY,
     Creation,
     DiskWish,
-    NetWish,
     Wish,
     plan_creation,
 )
 from drivebay.vm.disks import SHARING_WARNING
 from drivebay.vm.images.store import Image, Images
 from drivebay.vm.qemu import find_qemu
-from drivebay.vm.spec import DHCP, Boot, CloudInit, NetSpec
+from drivebay.vm.spec import Boot, CloudInit
 from drivebay.vm.store import Vms
-from drivebay.vm.user_net import user_net
 
 __all__ = ["create", "read_wish"]
 
@@ -141,7 +139,7 @@ def read_wish(found: argparse.Namespace, name: str, image: Image | None) -> Wish
         image=image,
         overlay=found.overlay,
         disks=_read_disks(found, image),
-        net=_read_net(found),
+        nets=read_interfaces(found),
         bus=found.bus,
         firmware=found.firmware,
         iso=read_iso(found.iso),
@@ -175,19 +173,6 @@ def _read_guest(found: argparse.Namespace, name: str, image: Image | None) -> Cl
     if from_iso and not said:
         return None
     return read_cloud_init(found, CloudInit(instance_id="", hostname=name))
-
-
-def _read_net(found: argparse.Namespace) -> NetWish | None:
-    if found.net == "none":
-        if found.forward or found.address:
-            raise UsageError("--forward and --address need --net user")
-        return None
-    address = found.address or DHCP
-    gateway, dns = found.gateway, found.dns
-    addresses = user_net(NetSpec("user", ""))
-    if addresses.has(address):
-        gateway, dns = gateway or str(addresses.gateway), dns or [str(addresses.dns)]
-    return NetWish(read_forwards(found.forward), address, gateway, tuple(dns or ()))
 
 
 def _check_readable(path: Path) -> None:

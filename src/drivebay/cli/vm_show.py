@@ -15,7 +15,7 @@ from drivebay.errors import DrivebayError, StateError
 from drivebay.vm import run
 from drivebay.vm.disks import controller_name
 from drivebay.vm.snapshots import all_of
-from drivebay.vm.spec import DHCP, DiskSpec, NetSpec, VmSpec
+from drivebay.vm.spec import DHCP, DiskSpec, VmSpec
 from drivebay.vm.spec_file import read_spec
 from drivebay.vm.store import Vm, Vms
 
@@ -23,6 +23,12 @@ __all__ = ["as_json", "info", "libvirt_xml", "pending", "qemu_command", "show_al
 
 
 _NO_RESTART = ("autostart", "lab")  # nothing that a machine sees
+_SOURCES = {  # how an address is known (vm.reaching)
+    "static": "static",
+    "kept": "kept for it",
+    "seen": "seen",
+    "agent": "as its guest agent says",
+}
 
 
 def show_all(found: argparse.Namespace) -> int:
@@ -87,8 +93,8 @@ def info(found: argparse.Namespace) -> int:
         print(f"iso        {spec.iso}")
     for disk in spec.disks:
         print(f"disk       {_disk_words(vm, disk)}")
-    for net in spec.nets:
-        print(f"network    {_net_words(net)}")
+    for net in shown["nets"]:
+        print(f"network    {', '.join(_net_words(net))}")
     for share in spec.shares:
         only = ", read-only" if share.read_only else ""
         print(f"share      {share.tag}: {share.directory}{only}")
@@ -97,8 +103,6 @@ def info(found: argparse.Namespace) -> int:
         print(f"snapshots  {', '.join(shown['snapshots'])}")
     if spec.vnc is not None:
         print(f"vnc        {vnc_words(spec.vnc)}")
-    for address in shown["addresses"]:
-        print(f"address    {address}, as its guest agent says")
     print(f"folder     {vm.folder}")
     for line in shown["pending"]:
         print(f"waits for a restart: {line}")
@@ -107,8 +111,18 @@ def info(found: argparse.Namespace) -> int:
 
 def as_json(vm: Vm) -> dict[str, Any]:
     """Everything that is known of a VM, also by its guest, which may take a second to ask."""
-    addresses = [] if run.running(vm) is None else _addresses(vm)
-    return {**_known(vm), "addresses": addresses}
+    from drivebay.vm import reaching
+
+    known = _known(vm)
+    found = run.running(vm)
+    said = [] if found is None else reaching.said_by_agent(vm.agent_socket)
+    taps = {} if found is None else reaching.host_interfaces(found.pid)
+    started = [] if found is None else [net.mac for net in _as_started(vm, found).nets]
+    for shown, net in zip(known["nets"], vm.spec.nets, strict=True):
+        shown["interface"] = taps.get(started.index(net.mac)) if net.mac in started else None
+        shown["addresses"] = [dict(vars(each)) for each in reaching.addresses(net, said)]
+    texts = [each["text"] for net in known["nets"] for each in net["addresses"]]
+    return {**known, "addresses": list(dict.fromkeys(texts))}
 
 
 def _known(vm: Vm) -> dict[str, Any]:
@@ -143,8 +157,11 @@ def _known(vm: Vm) -> dict[str, Any]:
         "nets": [
             {
                 "kind": net.kind,
+                "joins": net.network or net.bridge or net.ifname,
                 "mac": net.mac,
+                "model": net.model,
                 "address": net.address,
+                "restrict": net.restrict,
                 "forward": [str(forward) for forward in net.forward],
             }
             for net in spec.nets
@@ -177,16 +194,21 @@ def _addresses(vm: Vm) -> list[str]:
 
 def pending(vm: Vm, found: run.Running) -> list[str]:
     """What vm.toml says otherwise than the running machine was started with."""
-    try:
-        before = read_spec(vm.name, found.text)
-    except DrivebayError:
-        return []
+    before = _as_started(vm, found)
     return [
         _change(field.name, before, vm.spec)
         for field in fields(VmSpec)
         if field.name not in _NO_RESTART
         and getattr(before, field.name) != getattr(vm.spec, field.name)
     ]
+
+
+def _as_started(vm: Vm, found: run.Running) -> VmSpec:
+    """What the machine was started with; what vm.toml says when that can't be read any more."""
+    try:
+        return read_spec(vm.name, found.text)
+    except DrivebayError:
+        return vm.spec
 
 
 def _change(name: str, before: VmSpec, after: VmSpec) -> str:
@@ -208,10 +230,17 @@ def _disk_words(vm: Vm, disk: DiskSpec) -> str:
     return f"{disk.name}: {where} ({', '.join(marks)})"
 
 
-def _net_words(net: NetSpec) -> str:
-    address = "its address by DHCP" if net.address == DHCP else f"static address {net.address}"
-    ports = "".join(f", port {forward}" for forward in net.forward)
-    return f"{net.kind}, {net.mac}, {address}{ports}"
+def _net_words(shown: dict[str, Any]) -> list[str]:
+    """One interface: what it joins, its MAC, the host's end, its addresses and ports."""
+    words = [str(shown["joins"] or shown["kind"]), shown["mac"]]
+    words += [] if shown["model"] == "virtio" else [shown["model"]]
+    words += [] if shown["interface"] is None else [shown["interface"]]
+    found = [f"{each['text']} ({_SOURCES[each['source']]})" for each in shown["addresses"]]
+    if shown["address"] == DHCP and not found:
+        found = ["its address by DHCP"]
+    words += found
+    words += ["reaches nothing outside"] if shown["restrict"] else []
+    return words + [f"port {forward}" for forward in shown["forward"]]
 
 
 # ---- other words for the same machine -----------------------------------------------------------

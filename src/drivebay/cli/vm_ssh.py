@@ -27,7 +27,7 @@ def as_started(vm: Vm) -> VmSpec:
     return started_spec(vm, running_or_refuse(vm))
 
 
-def run_ssh(spec: VmSpec, command: list[str]) -> int:
+def run_ssh(vm: Vm, spec: VmSpec, command: list[str]) -> int:
     """Run ssh or scp; if it could not connect, say what the guest lacks."""
     try:
         code = subprocess.run(command).returncode
@@ -38,5 +38,5 @@ def run_ssh(spec: VmSpec, command: list[str]) -> int:
             "install openssh-clients)",
         ) from None
     if code != DONE and (code == _SSH_FAILED or command[0] == "scp"):
-        read_banner(spec, _BANNER_SECONDS)
+        read_banner(spec, _BANNER_SECONDS, vm.agent_socket)
     return code if code >= 0 else 128 - code

@@ -13,14 +13,17 @@ from pathlib import Path
 from drivebay.disks.sizes import read_size
 from drivebay.errors import UsageError
 from drivebay.vm.creation import DiskWish
+from drivebay.vm.net_words import read_nets
+from drivebay.vm.nets import with_short_forms
 from drivebay.vm.public_key import read_public_key
 from drivebay.vm.shares import read_share
-from drivebay.vm.spec import BUSES, DHCP, CloudInit, Forward, ShareSpec, read_forward
+from drivebay.vm.spec import BUSES, DHCP, CloudInit, Forward, NetSpec, ShareSpec, read_forward
 
 __all__ = [
     "read_cloud_init",
     "read_disk",
     "read_forwards",
+    "read_interfaces",
     "read_iso",
     "read_qemu",
     "read_shares",
@@ -71,6 +74,18 @@ def read_qemu(text: str | None) -> str | None:
 def read_iso(text: str | None) -> Path | None:
     """The ISO that was named; 'none' is none."""
     return None if text in (None, _NO_ISO) else Path(text).absolute()
+
+
+def read_interfaces(
+    found: argparse.Namespace, before: Sequence[NetSpec] = ()
+) -> tuple[NetSpec, ...]:
+    """The interfaces as the command line has them; without --net, those ``before``.
+
+    Raises: UsageError.
+    """
+    nets = tuple(before) if before and found.net is None else read_nets(found.net)
+    forward = None if found.forward is None else read_forwards(found.forward)
+    return with_short_forms(nets, forward, found.address, found.gateway, found.dns)
 
 
 def read_forwards(texts: Sequence[str] | None) -> tuple[Forward, ...]:

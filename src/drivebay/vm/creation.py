@@ -8,13 +8,12 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from drivebay.disks.connection import find_socket
 from drivebay.disks.inventory import Inventory, read_inventory
-from drivebay.disks.places import data_folder
 from drivebay.disks.plan import Plan
 from drivebay.disks.pools import DEFAULT_POOL, choose_pool, plan_default_pool
 from drivebay.disks.sizes import format_size
@@ -26,18 +25,15 @@ from drivebay.vm.disks import (
     plan_offer,
 )
 from drivebay.vm.firmware import find_uefi, make_variables
-from drivebay.vm.identity import Origin, free_mac, host_machine_id, new_instance_id, new_uuid
+from drivebay.vm.identity import new_instance_id, new_uuid
 from drivebay.vm.iso import check_iso
 from drivebay.vm.lifecycle import check_able
-from drivebay.vm.ports import check_free, free_forward
+from drivebay.vm.nets import choose_nets, plan_places
 from drivebay.vm.qemu import Qemu
 from drivebay.vm.spec import (
-    DHCP,
-    SSH_PORT,
     Boot,
     CloudInit,
     DiskSpec,
-    Forward,
     NetSpec,
     ShareSpec,
     VmSpec,
@@ -57,7 +53,6 @@ __all__ = [
     "USER_DATA",
     "Creation",
     "DiskWish",
-    "NetWish",
     "Wish",
     "plan_creation",
     "plan_disk",
@@ -81,16 +76,6 @@ class DiskWish:
 
 
 @dataclass(frozen=True)
-class NetWish:
-    """An interface on QEMU's own network; a forward to port 22 is added if there is none."""
-
-    forward: Sequence[Forward] = ()
-    address: str = DHCP
-    gateway: str | None = None
-    dns: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
 class Wish:
     """What somebody asks for; the rest is chosen."""
 
@@ -100,7 +85,7 @@ class Wish:
     image: Image | None = None
     overlay: bool = False
     disks: Sequence[DiskWish] = ()
-    net: NetWish | None = field(default_factory=NetWish)
+    nets: Sequence[NetSpec] = (NetSpec("user", ""),)  # what they have not, is chosen
     bus: str = "virtio"
     firmware: str = "bios"
     iso: Path | None = None
@@ -147,7 +132,7 @@ def plan_creation(
         qemu_args=tuple(wish.qemu_args),
         boot=wish.boot,
         disks=disks,
-        nets=_nets(vms, wish, others),
+        nets=choose_nets(vms, wish.name, wish.nets, others),
         shares=tuple(wish.shares),
         vnc=wish.vnc,
         cloud_init=_cloud_init(wish),
@@ -170,6 +155,7 @@ def plan_creation(
         lambda: vms.create(spec, lambda vm: _fill(vm, wish)),
         lambda: vms.delete(vms.load(spec.name)),
     )
+    plan_places(plan, spec.name, spec.nets)
     plan_offer(plan, client, spec)
     return Creation(plan, spec)
 
@@ -276,24 +262,7 @@ def _check_overlay(image: Image, size: int | None) -> None:
         )
 
 
-# ---- network and cloud-init ---------------------------------------------------------------------
-
-
-def _nets(vms: Vms, wish: Wish, others: list[Vm]) -> tuple[NetSpec, ...]:
-    if wish.net is None:
-        return ()
-    forward = list(wish.net.forward)
-    check_free(forward, others)
-    if not any(each.leads_to_ssh for each in forward):
-        forward.append(free_forward(others, SSH_PORT, forward))
-    origin = Origin(host_machine_id(data_folder()), vms.folder)
-    taken = {net.mac for other in others for net in other.spec.nets}
-    mac = free_mac(origin, wish.name, 0, taken)
-    return (
-        NetSpec(
-            "user", mac, tuple(forward), wish.net.address, wish.net.gateway, tuple(wish.net.dns)
-        ),
-    )
+# ---- cloud-init ---------------------------------------------------------------------------------
 
 
 def _cloud_init(wish: Wish) -> CloudInit | None:

@@ -14,6 +14,8 @@ from drivebay.errors import DrivebayError
 from drivebay.vm import run
 from drivebay.vm.disks import plan_closing_of_image, plan_deletion, remove_controller
 from drivebay.vm.images.store import Images
+from drivebay.vm.joining import plan_downscripts
+from drivebay.vm.nets import plan_leaving
 from drivebay.vm.spec import DiskSpec
 from drivebay.vm.store import Vm, Vms
 
@@ -33,6 +35,8 @@ def plan_vm_deletion(
     running = run.running(vm)
     if running is not None:
         plan.add(f"end VM '{vm.name}' by force", lambda: run.end_by_force(vm, running))
+    plan_downscripts(plan, vm)
+    plan_leaving(plan, vm.name)
     if client is not None:
         _plan_disks(plan, client, vms, vm, keep_disks=keep_disks)
     plan.add(f"delete the folder '{vm.folder}'", lambda: vms.delete(vm))

@@ -8,17 +8,37 @@ starts or deletes the VM.
 
 from __future__ import annotations
 
-import getpass
+import contextlib
+import json
 import os
-from typing import TYPE_CHECKING
+import pwd
+from contextlib import ExitStack
+from ipaddress import IPv4Address, IPv4Interface
+from typing import TYPE_CHECKING, Final
 
-from drivebay.errors import StateError
-from drivebay.vm.spec import NetSpec
+from drivebay.errors import DrivebayError, StateError
+from drivebay.system.files import refusal, write_private
+from drivebay.vm.hardware import OpenTap
+from drivebay.vm.spec import DHCP, NetSpec
 
 if TYPE_CHECKING:
+    from drivebay.disks.plan import Plan
     from drivebay.net.model import Network
+    from drivebay.net.taps import Tap
+    from drivebay.vm.run import Descriptors
+    from drivebay.vm.store import Vm
 
-__all__ = ["bridge_of", "check_joins", "load_network"]
+__all__ = [
+    "bridge_of",
+    "check_joins",
+    "join",
+    "leave",
+    "load_network",
+    "plan_downscripts",
+    "wanted_address",
+]
+
+_LEFT: Final = "downscripts.json"
 
 
 def load_network(name: str) -> Network:
@@ -26,11 +46,12 @@ def load_network(name: str) -> Network:
     from drivebay.net.store import Networks
 
     network = Networks().load(name)
-    user = getpass.getuser()
+    user = pwd.getpwuid(os.geteuid()).pw_name
     if os.geteuid() != 0 and user not in network.allow_users:
         raise StateError(
             f"user '{user}' may not join network '{name}'",
-            hint=f"root allows it: sudo drivebay net allow {name} {user}",
+            hint="root says who may when it makes one: drivebay net create NAME "
+            f"--allow-user {user}",
         )
     return network
 
@@ -60,3 +81,128 @@ def check_joins(nets: tuple[NetSpec, ...]) -> None:
             check_bridge(net.bridge)
         for path in filter(None, (net.script, net.downscript)):
             scripts.check(path)
+
+
+def join(vm: Vm, descriptors: Descriptors, stack: ExitStack) -> dict[str, OpenTap]:
+    """Open the TAPs of a VM, by MAC address; what is not QEMU's when ``stack`` ends is taken back.
+
+    Raises: DrivebayError of many kinds.
+    """
+    found = {}
+    for index, net in enumerate(vm.spec.nets):
+        if net.kind == "user":
+            continue
+        tap = _open(vm, net, index, stack)
+        for descriptor in (*tap.descriptors, *tap.vhost):
+            descriptors.inherit(descriptor)
+        found[net.mac] = OpenTap(tap.descriptors, tap.vhost)
+    return found
+
+
+def _open(vm: Vm, net: NetSpec, index: int, stack: ExitStack) -> Tap:
+    from drivebay.net.bridge_helper import tap_by_helper
+    from drivebay.net.taps import QUEUES_MOST, open_tap
+
+    queues = 1 if net.model == "e1000" else min(vm.spec.cpus, QUEUES_MOST)
+    alias = f"drivebay VM {vm.name}, net {index}"
+    if net.kind == "tap":
+        return _open_named(vm, net, queues, alias, stack)
+    mtu = None
+    if net.network is not None:
+        network = load_network(net.network)
+        mtu = network.mtu
+        if os.geteuid() == 0:
+            _prepare(network, vm, net, index)
+    if os.geteuid() != 0:
+        return tap_by_helper(bridge_of(net))
+    return open_tap(bridge_of(net), queues=queues, alias=alias, mtu=mtu)
+
+
+def _prepare(network: Network, vm: Vm, net: NetSpec, index: int) -> None:
+    """What a reboot or a half-done change has left away, and the VM's place."""
+    from drivebay.net.members import keep
+    from drivebay.net.reconcile import reconcile
+    from drivebay.net.store import Networks
+
+    networks = Networks()
+    reconcile(networks, network)
+    keep(networks, network.name, vm.name, index, net.mac, wanted_address(net))
+
+
+def wanted_address(net: NetSpec) -> IPv4Address | None:
+    """The static address of an interface, whose network must not give it to another one."""
+    return None if net.address == DHCP else IPv4Interface(net.address).ip
+
+
+# ---- TAPs and scripts of a person's own ---------------------------------------------------------
+
+
+def _open_named(vm: Vm, net: NetSpec, queues: int, alias: str, stack: ExitStack) -> Tap:
+    from drivebay.net import scripts
+    from drivebay.net.taps import exists, open_named_tap, set_persistent
+
+    assert net.ifname is not None
+    made = not exists(net.ifname)
+    tap = open_named_tap(net.ifname, queues=queues, alias=alias)
+    try:
+        if net.downscript is not None:
+            _note(vm, [*_noted(vm), (net.ifname, net.downscript, made)])
+            stack.push(lambda kind, error, trace: _after_failure(vm, error))
+            if made:  # so that the downscript finds what the script did to it
+                set_persistent(tap, True)
+        if net.script is not None:
+            scripts.run(net.script, net.ifname, vm.name)
+    except BaseException:
+        tap.close()
+        raise
+    return tap
+
+
+def _after_failure(vm: Vm, error: BaseException | None) -> None:
+    if error is not None:
+        with contextlib.suppress(DrivebayError):  # what made the start fail is said
+            leave(vm)
+
+
+def leave(vm: Vm) -> None:
+    """After a VM's end: run the downscripts that are due, each once. Raises: as `scripts.run`."""
+    from drivebay.net import scripts
+    from drivebay.net.taps import open_named_tap, set_persistent
+
+    while noted := _noted(vm):
+        (ifname, downscript, made), *left = noted
+        try:
+            scripts.run(downscript, ifname, vm.name)
+        except DrivebayError as error:
+            error.hint = f"{error.hint or ''}   (it is not run again)".strip()
+            raise
+        finally:
+            if made:
+                tap = open_named_tap(ifname, queues=1, alias="")
+                set_persistent(tap, False)
+                tap.close()
+            _note(vm, left)
+
+
+def plan_downscripts(plan: Plan, vm: Vm) -> None:
+    """Run what is due when a VM has ended, before it is deleted."""
+    for ifname, downscript, _ in _noted(vm):
+        plan.add(f"run '{downscript}' for {ifname}", lambda: leave(vm))
+
+
+def _noted(vm: Vm) -> list[tuple[str, str, bool]]:
+    """(interface, downscript, whether the interface is ours)."""
+    try:
+        found = json.loads((vm.folder / _LEFT).read_text(encoding="utf-8"))
+        return [(str(ifname), str(script), bool(made)) for ifname, script, made in found]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError) as error:
+        raise refusal("can't read", vm.folder / _LEFT, error) from error
+
+
+def _note(vm: Vm, noted: list[tuple[str, str, bool]]) -> None:
+    if noted:
+        write_private(vm.folder / _LEFT, json.dumps(noted).encode())
+    else:
+        (vm.folder / _LEFT).unlink(missing_ok=True)

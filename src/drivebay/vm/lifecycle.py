@@ -3,8 +3,9 @@
 Context: a short-lived process. Everything is checked before anything is made; the disks' sockets
 come first (QEMU connects while it starts), then the seed, then QEMU.
 
-    lock ─► QEMU there and able? ─► image unchanged, ISO there? ─► target (started if need be) ─►
-    writers? ─► sockets ─► seed ─► shared folders ─► QEMU ─► vCPUs to their cores
+    lock ─► QEMU there and able? ─► image unchanged, ISO there? ─► networks there? ─►
+    target (started if need be) ─► writers? ─► sockets ─► seed ─► shared folders ─► TAPs ─►
+    QEMU ─► vCPUs to their cores
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from drivebay.vm.assembly import Once, assemble
 from drivebay.vm.disks import check_writers, inventory_when_let_go, offer
 from drivebay.vm.images.store import Images
 from drivebay.vm.iso import check_iso
+from drivebay.vm.joining import check_joins, join, leave
 from drivebay.vm.kvm import Accelerator, choose_accelerator
 from drivebay.vm.qemu import Qemu, find_qemu
 from drivebay.vm.shares import check_shares, serve_shares
@@ -86,6 +88,8 @@ def start(
         check_image(vm)
         check_cd(vm, needed=boot_from != "disk")
         check_shares(vm)
+        leave(vm)
+        check_joins(vm.spec.nets)
         accelerator = choose_accelerator()
         identity = unprivileged(Path("/dev/kvm") if accelerator.name == "kvm" else None)
         with ExitStack() as stack:
@@ -95,7 +99,9 @@ def start(
             run.turn_over(vm.console_log)
             descriptors = run.Descriptors(vm, identity, stack)
             served = stack.enter_context(serve_shares(vm))
-            hardware = assemble(vm, descriptors, sockets, placement, served.connections, once)
+            taps = join(vm, descriptors, stack)
+            connections = served.connections
+            hardware = assemble(vm, descriptors, sockets, placement, connections, once, taps)
             inherited = [*descriptors.inherited, *served.connections.values()]
             found = run.launch(vm, qemu, accelerator, hardware, inherited, identity)
             served.let_go()
@@ -111,17 +117,19 @@ def stop(
     """Ask a VM to switch itself off, and end it by force when it does not in time.
 
     Returns: how it ended, 'off' or 'by force'; None when it was not running.
-    Raises: HostError, StateError when QEMU cannot be ended.
+    Raises: HostError, StateError when QEMU cannot be ended, or a downscript fails.
     """
     vm = run.load_running(vms, name)
     with vms.locked(name):
         found = run.running(vm)
         if found is None:
+            leave(vm)
             return None
-        if not force and _switched_off(vm, found, timeout_s):
-            return "off"
-        run.end_by_force(vm, found)
-        return "by force"
+        by_itself = not force and _switched_off(vm, found, timeout_s)
+        if not by_itself:
+            run.end_by_force(vm, found)
+        leave(vm)
+        return "off" if by_itself else "by force"
 
 
 def _switched_off(vm: Vm, found: run.Running, timeout_s: float) -> bool:

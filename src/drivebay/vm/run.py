@@ -156,7 +156,7 @@ class Descriptors:
                     error.errno or 0,
                     path=str(path),
                 ) from error
-            self._keep(descriptor)
+            self.inherit(descriptor)
             self._sets.append((descriptor, self._last_set))
         return f"/dev/fdset/{self._last_set}"
 
@@ -199,8 +199,13 @@ class Descriptors:
         if self._owner is not None:
             self._owner.take(copies)
         descriptor = os.open(copies, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._keep(descriptor)
+        self.inherit(descriptor)
         return f"/proc/self/fd/{descriptor}"
+
+    def inherit(self, descriptor: int) -> None:
+        """Hand over a descriptor that is open; it is closed here when QEMU has it."""
+        self._stack.callback(os.close, descriptor)
+        self._all.append(descriptor)
 
     def _copy(self, source: BinaryIO) -> str:
         """A file without a name that only QEMU's user may read."""
@@ -231,10 +236,6 @@ class Descriptors:
         self._all.append(listening.fileno())
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         return Listener(listening.fileno(), None if log is None else self.file(log, flags))
-
-    def _keep(self, descriptor: int) -> None:
-        self._stack.callback(os.close, descriptor)
-        self._all.append(descriptor)
 
 
 def launch(

@@ -24,7 +24,7 @@ from typing import Final
 
 from drivebay.errors import AlreadyExists, DrivebayError, HostError, StateError, UsageError
 from drivebay.vm.seed import HostKey
-from drivebay.vm.spec import SSH_PORT, VmSpec
+from drivebay.vm.spec import SSH_PORT, NetSpec, VmSpec
 
 __all__ = [
     "Keys",
@@ -46,6 +46,7 @@ KEYGEN_SECONDS: Final = 30.0
 LOGIN_KEY: Final = "id_ed25519"
 HOST_KEY: Final = "ssh_host_ed25519_key"
 KNOWN_HOSTS: Final = "known_hosts"
+AGENT_SOCKET: Final = "agent.sock"  # beside the folder of the keys
 INSTALL_LINES: Final = (
     "Debian, Ubuntu: sudo apt install openssh-server",
     "Fedora, Alma, openEuler: sudo dnf install openssh-server; sudo systemctl enable --now sshd",
@@ -133,10 +134,11 @@ def _alias(uuid: str) -> str:
 # ---- command lines ------------------------------------------------------------------------------
 
 
-def endpoint(spec: VmSpec) -> tuple[str, int]:
+def endpoint(spec: VmSpec, agent: Path | None = None) -> tuple[str, int]:
     """Return the address and port at which a guest's sshd is reached from here.
 
-    Raises: StateError when no port leads there.
+    ``agent`` is the guest agent's socket, which is asked last. Raises: StateError when no port
+    leads there; SshSilent when it should have an address, and none is known yet.
     """
     for net in spec.nets:
         for forward in net.forward:
@@ -149,9 +151,29 @@ def endpoint(spec: VmSpec) -> tuple[str, int]:
             f"VM '{spec.name}' has no network, so ssh can't reach it",
             hint=f"drivebay vm console {spec.name}",
         )
-    raise StateError(
-        f"no port of this host leads to port {SSH_PORT} of VM '{spec.name}'",
-        hint=f"drivebay vm set {spec.name} --forward 2222:{SSH_PORT}   (from its next start on)",
+    outside = [net for net in spec.nets if net.kind != "user"]
+    if not outside:
+        raise StateError(
+            f"no port of this host leads to port {SSH_PORT} of VM '{spec.name}'",
+            hint=f"drivebay vm set {spec.name} --forward 2222:{SSH_PORT}   (from its next start "
+            "on)",
+        )
+    return _address(spec, outside, agent), SSH_PORT
+
+
+def _address(spec: VmSpec, outside: list[NetSpec], agent: Path | None) -> str:
+    from drivebay.vm.reaching import addresses, said_by_agent
+
+    known = [each for net in outside for each in addresses(net)]
+    if not known and agent is not None:
+        said = said_by_agent(agent)
+        known = [each for net in outside for each in addresses(net, said)]
+    if known:
+        return known[0].text
+    raise SshSilent(
+        f"no address of VM '{spec.name}' is known yet: it was not seen in its network, and no "
+        "guest agent tells it",
+        hint=f"drivebay vm console {spec.name}",
     )
 
 
@@ -159,7 +181,8 @@ def ssh_command(
     spec: VmSpec, keys: Path, words: Sequence[str] = (), user: str | None = None
 ) -> list[str]:
     """The command line of ssh; ``words`` are joined and read by the guest's shell, as always."""
-    return ["ssh", *_as_arguments(_options(spec, keys, user)), "--", endpoint(spec)[0], *words]
+    host, port = endpoint(spec, keys.with_name(AGENT_SOCKET))
+    return ["ssh", *_as_arguments(_options(spec, keys, user, port)), "--", host, *words]
 
 
 def scp_command(
@@ -170,12 +193,13 @@ def scp_command(
     Raises: as `remote_paths`; StateError when ssh can't reach the guest.
     """
     places = remote_paths(spec, sources, target)
-    host = endpoint(spec)[0]
+    host, port = endpoint(spec, keys.with_name(AGENT_SOCKET))
+    there = f"[{host}]" if ":" in host else host
     words = [
-        _here(path) if place is None else f"{host}:{place}"
+        _here(path) if place is None else f"{there}:{place}"
         for path, place in zip((*sources, target), places, strict=True)
     ]
-    return ["scp", "-r", *_as_arguments(_options(spec, keys, user)), "--", *words]
+    return ["scp", "-r", *_as_arguments(_options(spec, keys, user, port)), "--", *words]
 
 
 def remote_paths(spec: VmSpec, sources: Sequence[str], target: str) -> list[str | None]:
@@ -206,8 +230,9 @@ def _here(path: str) -> str:
 
 def ssh_config(spec: VmSpec, keys: Path, user: str | None = None) -> str:
     """A section for ~/.ssh/config by which every program of OpenSSH finds the VM."""
-    lines = [f"Host {spec.name}", f"    HostName {endpoint(spec)[0]}"]
-    lines += [f"    {option} {value}" for option, value in _options(spec, keys, user)]
+    host, port = endpoint(spec, keys.with_name(AGENT_SOCKET))
+    lines = [f"Host {spec.name}", f"    HostName {host}"]
+    lines += [f"    {option} {value}" for option, value in _options(spec, keys, user, port)]
     return "\n".join(lines) + "\n"
 
 
@@ -215,9 +240,9 @@ def _as_arguments(options: list[tuple[str, str]]) -> list[str]:
     return [word for option, value in options for word in ("-o", f"{option}={value}")]
 
 
-def _options(spec: VmSpec, keys: Path, user: str | None) -> list[tuple[str, str]]:
+def _options(spec: VmSpec, keys: Path, user: str | None, port: int) -> list[tuple[str, str]]:
     cloud_init = spec.cloud_init
-    found = [("Port", str(endpoint(spec)[1]))]
+    found = [("Port", str(port))]
     name = user or (None if cloud_init is None else cloud_init.user)
     if name is not None:
         if not name.isprintable() or not name or name.startswith("-") or set(name) & set(' "%\\'):
@@ -249,12 +274,12 @@ def _quoted(path: Path) -> str:
 # ---- the guest's sshd ---------------------------------------------------------------------------
 
 
-def read_banner(spec: VmSpec, timeout_s: float) -> str:
+def read_banner(spec: VmSpec, timeout_s: float, agent: Path | None = None) -> str:
     """Return how the guest's ssh server names itself.
 
     Raises: SshSilent with what to install in the guest; StateError when no port leads there.
     """
-    address = endpoint(spec)
+    address = endpoint(spec, agent)
     deadline = time.monotonic() + timeout_s
     try:
         with socket.create_connection(address, timeout=timeout_s) as connection:
@@ -267,8 +292,10 @@ def read_banner(spec: VmSpec, timeout_s: float) -> str:
         return banner.decode(errors="replace").strip()
     if banner:
         reason = f"it said {banner[:40]!r}"
+    forwarded = any(forward.leads_to_ssh for net in spec.nets for forward in net.forward)
+    where = f"port {address[1]} here" if forwarded else f"at {address[0]}"
     raise SshSilent(
-        f"no ssh server answers in VM '{spec.name}' (port {address[1]} here: {reason}): it is not "
+        f"no ssh server answers in VM '{spec.name}' ({where}: {reason}): it is not "
         "up yet, or there is none",
         hint="\n".join(
             [

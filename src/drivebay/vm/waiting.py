@@ -17,7 +17,7 @@ from drivebay.vm.logs import new_bytes
 from drivebay.vm.run import Running, running, wait_for_end
 from drivebay.vm.spec import VmSpec
 from drivebay.vm.spec_file import read_spec
-from drivebay.vm.ssh import SshSilent, endpoint, read_banner
+from drivebay.vm.ssh import SshSilent, read_banner
 from drivebay.vm.store import Vm
 
 __all__ = ["GOALS", "nearest_goal", "running_or_refuse", "started_spec", "wait_for"]
@@ -44,15 +44,14 @@ def started_spec(vm: Vm, found: Running) -> VmSpec:
 
 
 def nearest_goal(vm: Vm) -> str:
-    """What is waited for when nothing was named: ssh if a port leads there, else the agent.
+    """What is waited for when nothing was named: ssh if something leads there, else the agent.
 
     Raises: StateError when the VM does not run.
     """
-    try:
-        endpoint(started_spec(vm, running_or_refuse(vm)))
-    except StateError:
-        return "agent"
-    return "ssh"
+    spec = started_spec(vm, running_or_refuse(vm))
+    forwards = any(forward.leads_to_ssh for net in spec.nets for forward in net.forward)
+    outside = any(net.kind != "user" for net in spec.nets)
+    return "ssh" if forwards or outside else "agent"
 
 
 def wait_for(vm: Vm, goal: str, timeout_s: float, text: str | None = None) -> float:
@@ -97,7 +96,7 @@ def _too_late(vm: Vm, timeout_s: float, why: str) -> StateError:
 def _look(vm: Vm, found: Running, goal: str, text: str | None) -> _Look:
     if goal == "ssh":
         spec = started_spec(vm, found)
-        return lambda left: _ssh_answers(spec, min(left, _ONE_TRY_S))
+        return lambda left: _ssh_answers(vm, spec, min(left, _ONE_TRY_S))
     if goal == "agent":
         return lambda left: _agent_answers(vm.agent_socket, min(left, _ONE_TRY_S))
     if goal == "console":
@@ -107,9 +106,9 @@ def _look(vm: Vm, found: Running, goal: str, text: str | None) -> _Look:
     raise UsageError(f"'{goal[:80]}' can't be waited for", hint=f"one of {', '.join(GOALS)}")
 
 
-def _ssh_answers(spec: VmSpec, timeout_s: float) -> bool:
+def _ssh_answers(vm: Vm, spec: VmSpec, timeout_s: float) -> bool:
     try:
-        read_banner(spec, timeout_s)
+        read_banner(spec, timeout_s, vm.agent_socket)
     except SshSilent:
         return False
     return True

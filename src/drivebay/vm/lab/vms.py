@@ -11,7 +11,7 @@ from pathlib import Path
 from drivebay.disks.connection import call
 from drivebay.disks.sizes import format_size
 from drivebay.errors import AlreadyExists, HostError, NotFound, StateError, UsageError
-from drivebay.vm.creation import CPUS, MEMORY, SYSTEM, DiskWish, NetWish, Wish, plan_creation
+from drivebay.vm.creation import CPUS, MEMORY, SYSTEM, DiskWish, Wish, plan_creation
 from drivebay.vm.disks import check_volume_free
 from drivebay.vm.firmware import find_uefi
 from drivebay.vm.images.building import RECIPES, build_image
@@ -179,7 +179,7 @@ def _wish(up: Up, vm: LabVm, image: Image | None) -> Wish:
         image=image,
         iso=vm.iso,
         disks=disks,
-        net=_net(up, vm),
+        nets=_nets(up, vm),
         bus=vm.bus or "virtio",
         firmware=vm.firmware or "bios",
         boot=vm.boot,
@@ -192,11 +192,11 @@ def _wish(up: Up, vm: LabVm, image: Image | None) -> Wish:
     )
 
 
-def _net(up: Up, vm: LabVm) -> NetWish | None:
+def _nets(up: Up, vm: LabVm) -> tuple[NetSpec, ...]:
     if vm.nets == ():
-        return None
-    net = NetWish() if vm.nets is None else NetWish(**vars(vm.nets[0]))
-    return replace(net, forward=with_ssh(up, vm, list(net.forward)))
+        return ()
+    net = NetSpec("user", "", **({} if vm.nets is None else vars(vm.nets[0])))
+    return (replace(net, forward=tuple(with_ssh(up, vm, list(net.forward)))),)
 
 
 def with_ssh(up: Up, vm: LabVm, forward: list[Forward]) -> list[Forward]:
