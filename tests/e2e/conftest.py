@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import tempfile
@@ -40,13 +41,26 @@ def debian_image() -> Path:
     return debian_guest.debian_image()
 
 
-@pytest.fixture(scope="module")
-def folder() -> Iterator[Path]:
-    """A folder whose name leaves room for socket names, and which QEMU's own user may enter."""
+@contextlib.contextmanager
+def _folder() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="drivebay-e2e-"))
     path.chmod(0o711)
     yield path
     shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """A folder whose name leaves room for socket names, and which QEMU's own user may enter."""
+    with _folder() as path:
+        yield path
+
+
+@pytest.fixture
+def own_folder() -> Iterator[Path]:
+    """The same for one test. Not below pytest's, which another pytest closes when it starts."""
+    with _folder() as path:
+        yield path
 
 
 @pytest.fixture(scope="module")

@@ -110,12 +110,9 @@ def around(net_bay: NetBay) -> Around:
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Iterator[NetBay]:
+def host(own_folder: Path) -> Iterator[NetBay]:
     """A host on which nothing was made yet, with folders of its own."""
-    for folder in (tmp_path, *tmp_path.parents):
-        if not folder.stat().st_mode & 0o001:
-            folder.chmod(0o711)
-    with net_bay_in(tmp_path) as bay:
+    with net_bay_in(own_folder) as bay:
         yield bay
 
 

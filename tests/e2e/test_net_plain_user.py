@@ -102,11 +102,9 @@ class UserBay:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[UserBay]:
-    for path in (tmp_path, *tmp_path.parents[:2]):
-        path.chmod(0o755)  # plain users come through
-    with net_bay_in(tmp_path) as bay:
-        yield UserBay(bay, tmp_path)
+def world(own_folder: Path) -> Iterator[UserBay]:
+    with net_bay_in(own_folder) as bay:
+        yield UserBay(bay, own_folder)
 
 
 def test_who_is_allowed_gets_on_the_bridge_and_another_is_refused(world: UserBay) -> None:
