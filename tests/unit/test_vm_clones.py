@@ -7,6 +7,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import pytest
 
 from drivebay.disks.connection import RpcRefused
 from drivebay.errors import AlreadyExists, DrivebayError, HostError, StateError, UsageError
+from drivebay.net.members import keep, read_members
+from drivebay.net.model import Network
+from drivebay.net.store import Networks
 from drivebay.vm import agent as agent_module
 from drivebay.vm import renewal
 from drivebay.vm.clones import Clones, plan_clones
@@ -51,6 +55,31 @@ def untouched(world: World) -> None:
     assert world.vms.names() == ["web"]
     assert world.target.controllers == []
     assert [each.name for each in world.vms.folder.iterdir() if each.name.startswith(".new")] == []
+
+
+# ---- in networks --------------------------------------------------------------------------------
+
+
+@pytest.mark.needs_root
+def test_a_clone_has_a_place_of_its_own_in_a_network(world: World) -> None:
+    subnet = IPv4Network("192.168.77.0/24")
+    Networks().create(Network("lan", "nat", "db-lan", subnet, made=True))
+    nets = (
+        NetSpec("network", "52:54:00:aa:00:01", network="lan", address="192.168.77.9/24",
+                gateway="192.168.77.1", dns=("192.168.77.1",), model="e1000"),
+        NetSpec("user", "52:54:00:aa:00:02", address="10.0.2.50/24", gateway="10.0.2.2"),
+    )  # fmt: skip
+    vm = world.vm("web", nets=nets)
+    keep(Networks(), "lan", "web", 0, nets[0].mac, IPv4Address("192.168.77.9"))
+    plan(world, vm).plan.run()
+    copied = world.vms.load("copy").spec.nets
+    assert [(net.address, net.gateway, net.dns) for net in copied] == [
+        ("dhcp", None, ()), ("10.0.2.50/24", "10.0.2.2", ()),
+    ]  # fmt: skip
+    assert (copied[0].network, copied[0].model) == ("lan", "e1000")
+    members = {member.vm: member for member in read_members(Networks(), "lan")}
+    assert members["copy"].mac == copied[0].mac != nets[0].mac
+    assert members["copy"].address not in (None, members["web"].address)
 
 
 # ---- of a VM that is off ------------------------------------------------------------------------

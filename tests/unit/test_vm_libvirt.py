@@ -19,8 +19,10 @@ from drivebay.vm.hardware import (
     Drive,
     Firmware,
     Hardware,
+    InBridge,
     Listener,
     Memory,
+    NamedTap,
     Nic,
     OwnNet,
     Share,
@@ -29,7 +31,8 @@ from drivebay.vm.hardware import (
 from drivebay.vm.kvm import Accelerator
 from drivebay.vm.libvirt import Domain, domain_xml
 from drivebay.vm.qemu import FEATURES, Qemu
-from drivebay.vm.spec import Forward
+from drivebay.vm.spec import Forward, NetSpec
+from drivebay.vm.user_net import user_net
 
 QEMU = Qemu(Path("/usr/bin/qemu-system-x86_64"), (11, 1), frozenset(FEATURES))
 TCG = Accelerator("tcg", "")
@@ -75,7 +78,13 @@ EVERYTHING = replace(
         Disk(Path("/run/e"), name="slow", bus="sata"),
     ],
     cd=Cd("/srv/debian 12.iso", 1),
-    nics=[Nic(MAC, OwnNet([Forward(2222, 22)], "10.0.2.50")), Nic("52:54:00:12:34:57")],
+    nics=[
+        Nic(MAC, OwnNet([Forward(2222, 22)], "10.0.2.50")),
+        Nic("52:54:00:12:34:57"),
+        Nic("52:54:00:12:34:58", InBridge("db-lan"), "e1000"),
+        Nic("52:54:00:12:34:59", NamedTap("tap1")),
+        Nic("52:54:00:12:34:5a", NamedTap("tap2", "/etc/if & up", "/etc/ifdown")),
+    ],
     shares=[Share("src", Path("/s"), "/src & more"), Share("data", Path("/d"), "/data", True)],
     agent=Listener(Path("/agent")),
     screen=True,
@@ -261,3 +270,49 @@ def test_qemu_is_the_user_whose_sockets_there_are() -> None:
     label = read(made(BARE, (65534, 65533))).find("seclabel[@model='dac'][@relabel='no']")
     assert label is not None
     assert label.findtext("label") == "+65534:+65533"
+
+
+def test_an_interface_is_what_it_joins() -> None:
+    domain = read(made(EVERYTHING))
+    shown = [
+        [element.get("type"), *({**part.attrib, "": part.tag} for part in element)]
+        for element in domain.iterfind("devices/interface")
+    ]
+    assert shown == [
+        ["user", {"address": "52:54:00:12:34:57", "": "mac"}, {"type": "virtio", "": "model"}],
+        [
+            "bridge",
+            {"address": "52:54:00:12:34:58", "": "mac"},
+            {"bridge": "db-lan", "": "source"},
+            {"type": "e1000", "": "model"},
+        ],
+        [
+            "ethernet",
+            {"address": "52:54:00:12:34:59", "": "mac"},
+            {"dev": "tap1", "managed": "no", "": "target"},
+            {"type": "virtio", "": "model"},
+        ],
+        [
+            "ethernet",
+            {"address": "52:54:00:12:34:5a", "": "mac"},
+            {"dev": "tap2", "": "target"},
+            {"path": "/etc/if & up", "": "script"},
+            {"path": "/etc/ifdown", "": "downscript"},
+            {"type": "virtio", "": "model"},
+        ],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("own", "lacks"),
+    [
+        (OwnNet(restrict=True), "knows no restrict"),
+        (OwnNet(addresses=user_net(NetSpec("user", MAC, subnet="10.9.0.0/24"))), "addresses of"),
+    ],
+)
+def test_what_libvirts_user_network_lacks_is_in_qemus_words(own: OwnNet, lacks: str) -> None:
+    domain = made(replace(BARE, nics=[Nic(MAC, own, "e1000")]))
+    (note,) = domain.notes
+    assert lacks in note
+    assert f"e1000,netdev=beyond0,mac={MAC}" in domain.xml
+    assert read(domain).find("devices/interface") is None

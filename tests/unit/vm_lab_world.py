@@ -32,7 +32,8 @@ from drivebay.vm.spec import VmSpec
 from tests.unit.vm_folder import seem_to_run
 from tests.unit.vm_world import MIB, World
 
-ABLE = ("memfd", "user-net", "vhost-user-blk", "vhost-user-block-driver", "nvme", "scsi", "ahci")
+ABLE = ("memfd", "user-net", "vhost-user-blk", "vhost-user-block-driver", "nvme", "scsi", "ahci",
+        "e1000")  # fmt: skip
 QEMU = Qemu(Path("/q"), (11, 1), frozenset(ABLE), ("pc-q35-11.1",), "pc-q35-11.1")
 
 LAB = """\

@@ -22,8 +22,9 @@ from drivebay.errors import HostError, StateError
 from drivebay.vm import renewal, run
 from drivebay.vm.disks import CLONE_SNAPSHOT, check_volume_free, plan_offer
 from drivebay.vm.identity import Origin, host_machine_id, new_identity
+from drivebay.vm.nets import plan_places
 from drivebay.vm.ports import free_forward
-from drivebay.vm.spec import SSH_PORT, DiskSpec, NetSpec, VmSpec
+from drivebay.vm.spec import DHCP, SSH_PORT, DiskSpec, NetSpec, VmSpec
 from drivebay.vm.stillness import drop_snapshots, own_volumes, snapshot_name, take_snapshots
 from drivebay.vm.store import Vm, Vms
 
@@ -83,6 +84,7 @@ def plan_clones(
             _plan_volume(plan, client, source, mark, f"{name}-{disk_name}")
             clones.volumes.append(f"{source.pool}/{name}-{disk_name}")
         plan.add(f"make VM '{name}'", _maker(clones, vms, vm, spec), _unmaker(vms, name))
+        plan_places(plan, name, spec.nets)
         plan_offer(plan, client, spec)
     return clones
 
@@ -94,6 +96,8 @@ def _spec(
     spec = new_identity(before, name, origin, taken)
     nets: list[NetSpec] = []
     for net, original in zip(spec.nets, before.nets, strict=True):
+        if net.kind != "user":  # where the original has its address still
+            net = replace(net, address=DHCP, gateway=None, dns=())
         if any(forward.leads_to_ssh for forward in original.forward):
             beside = [forward for each in nets for forward in each.forward]
             net = replace(net, forward=(free_forward(others, SSH_PORT, beside),))

@@ -21,8 +21,10 @@ from drivebay.vm.hardware import (
     Disk,
     Drive,
     Hardware,
+    InBridge,
     Listener,
     Memory,
+    NamedTap,
     Nic,
     OwnNet,
     Share,
@@ -156,15 +158,19 @@ class _Beyond:
 
     def add_nic(self, nic: Nic, own: OwnNet, number: int) -> None:
         device: Properties = {
-            "driver": "virtio-net-pci",
+            "driver": "e1000" if nic.model == "e1000" else "virtio-net-pci",
             "netdev": f"beyond{number}",
             "mac": nic.mac,
             "romfile": "",
             "addr": self._slot(),
         }
         self.words += ["-netdev", netdev(nic, f"beyond{number}"), "-device", spelled(device)]
-        ports = ", ".join(str(forward) for forward in own.forward)
-        self.names.append(f"interface {nic.mac}, since libvirt's user network forwards no {ports}")
+        lacks = [f"forwards no {forward}" for forward in own.forward]
+        lacks += ["knows no restrict"] if own.restrict else []
+        lacks += [] if own.addresses is None else ["has addresses of its own"]
+        self.names.append(
+            f"interface {nic.mac}, since libvirt's user network {' and '.join(lacks)}"
+        )
 
 
 def _add(
@@ -228,12 +234,11 @@ def _add_devices(devices: ElementTree.Element, qemu: Qemu, hardware: Hardware) -
             _add(element, "boot", order=str(starting.index(hardware.cd.boot_order) + 1))
     _add_screen(devices, hardware)
     for number, nic in enumerate(hardware.nics):
-        if isinstance(nic.behind, OwnNet) and nic.behind.forward:
-            beyond.add_nic(nic, nic.behind, number)
+        own = nic.behind
+        if isinstance(own, OwnNet) and (own.forward or own.restrict or own.addresses is not None):
+            beyond.add_nic(nic, own, number)
         else:
-            interface = _add(devices, "interface", type="user")
-            _add(interface, "mac", address=nic.mac)
-            _add(interface, "model", type="virtio")
+            _add_interface(devices, nic)
     for share in hardware.shares:
         _add_share(devices, share)
     for _, listener in hardware.serials:
@@ -246,6 +251,28 @@ def _add_devices(devices: ElementTree.Element, qemu: Qemu, hardware: Hardware) -
         beyond.words += hardware.more
         beyond.names.append(f"qemu_args: {' '.join(hardware.more)}")
     return beyond
+
+
+def _add_interface(devices: ElementTree.Element, nic: Nic) -> None:
+    """libvirt makes a TAP itself, as root, and opens one that is there by its name."""
+    match nic.behind:
+        case InBridge(bridge):
+            interface = _add(devices, "interface", type="bridge")
+            _add(interface, "mac", address=nic.mac)
+            _add(interface, "source", bridge=bridge)
+        case NamedTap(ifname, script, downscript):
+            interface = _add(devices, "interface", type="ethernet")
+            _add(interface, "mac", address=nic.mac)
+            there = {} if script else {"managed": "no"}
+            _add(interface, "target", dev=ifname, **there)
+            if script:
+                _add(interface, "script", path=script)
+            if downscript:
+                _add(interface, "downscript", path=downscript)
+        case _:
+            interface = _add(devices, "interface", type="user")
+            _add(interface, "mac", address=nic.mac)
+    _add(interface, "model", type=nic.model)
 
 
 def _letters(prefix: str) -> Sequence[str]:

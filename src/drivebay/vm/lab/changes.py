@@ -11,20 +11,19 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from drivebay.disks.inventory import Inventory
-from drivebay.disks.places import data_folder
 from drivebay.disks.plan import Plan
 from drivebay.errors import HostError
 from drivebay.system.files import write_private
 from drivebay.vm.attaching import plan_attachment, plan_detachment
 from drivebay.vm.creation import SYSTEM, USER_DATA
 from drivebay.vm.disks import check_writers
-from drivebay.vm.identity import Origin, free_mac, host_machine_id
 from drivebay.vm.lab.disks import part_of, plan_growth, reference_of, there_is
 from drivebay.vm.lab.model import LabVm
+from drivebay.vm.lab.networks import coming_networks
 from drivebay.vm.lab.record import Thing
 from drivebay.vm.lab.site import Up, told_at, would_lose
-from drivebay.vm.lab.vms import check_files, with_ssh
-from drivebay.vm.ports import check_free
+from drivebay.vm.lab.vms import check_files, nets_of
+from drivebay.vm.nets import choose_nets, plan_leaving, plan_places
 from drivebay.vm.spec import CloudInit, DiskSpec, NetSpec, VmSpec
 from drivebay.vm.spec_file import read_spec, write_spec
 from drivebay.vm.store import Vm
@@ -127,28 +126,15 @@ def _wanted(up: Up, vm: LabVm, spec: VmSpec) -> VmSpec:
 
 
 def _nets(up: Up, vm: LabVm, spec: VmSpec) -> tuple[NetSpec, ...]:
-    """The interface as the file has it; its address and our port for ssh stay."""
-    if not vm.nets:
-        return ()
-    wished = vm.nets[0]
+    """The interfaces as the file has them; MAC addresses and our port for ssh stay."""
+    wished = nets_of(up, vm, spec.nets)
+    coming = coming_networks(up)
+    if any(net.network in coming for net in wished):  # when the step is done it is there
+        return tuple(
+            replace(net, mac=f"52:54:00:00:00:{number:02x}") for number, net in enumerate(wished)
+        )
     others = up.site.vms.others(spec.name)
-    if spec.nets:
-        net = spec.nets[0]
-    else:
-        origin = Origin(host_machine_id(data_folder()), up.site.vms.folder)
-        taken = {each.mac for other in others for each in other.spec.nets}
-        net = NetSpec("user", free_mac(origin, spec.name, 0, taken))
-    forward = list(wished.forward)
-    ours = [each for each in net.forward if each.leads_to_ssh]
-    if ours and not any(each.leads_to_ssh for each in forward):
-        forward = [*forward, ours[0]]
-    forward = with_ssh(up, vm, forward)
-    if tuple(forward) != net.forward:
-        check_free(forward, others)
-    changed = replace(
-        net, forward=tuple(forward), address=wished.address, gateway=wished.gateway, dns=wished.dns
-    )
-    return (changed, *spec.nets[1:])
+    return choose_nets(up.site.vms, spec.name, wished, others, spec.nets, ssh=False)
 
 
 def _cloud_init(vm: LabVm, before: CloudInit) -> CloudInit:
@@ -182,7 +168,14 @@ def _saver(up: Up, vm: LabVm, user_data: bytes | None) -> Callable[[], object]:
             there = vms.load(full)
             if user_data is not None:
                 write_private(there.folder / USER_DATA, user_data)
-            vms.save(there, _wanted(up, vm, there.spec))
+            wanted = _wanted(up, vm, there.spec)
+            plan = Plan()
+            if wanted.nets != there.spec.nets:
+                plan_places(plan, full, wanted.nets)
+            plan.add("save", lambda: vms.save(there, wanted))
+            if wanted.nets != there.spec.nets:
+                plan_leaving(plan, full, wanted.nets)
+            plan.run()
 
     return save
 

@@ -13,6 +13,7 @@ from drivebay.disks.sizes import format_size
 from drivebay.vm.lab.lines import Place
 from drivebay.vm.lab.model import Lab, LabDisk, LabVm, VmDisk
 from drivebay.vm.lab.words import located, nearest
+from drivebay.vm.spec import DHCP
 
 __all__ = ["check_lab"]
 
@@ -25,6 +26,7 @@ def check_lab(lab: Lab) -> None:
     _check_parts(lab)
     _check_holders(lab)
     _check_ports(lab)
+    _check_networks(lab)
 
 
 def _check_names(lab: Lab) -> None:
@@ -184,3 +186,32 @@ def _check_ports(lab: Lab) -> None:
                     hint="the port of the host counts up by one with each VM of a table",
                 )
             seen[forward.outside] = vm
+
+
+def _check_networks(lab: Lab) -> None:
+    """Networks need names and addresses of their own, and VMs in one an address each."""
+    made = [net for net in lab.nets if net.is_made]
+    for number, net in enumerate(made):
+        for other in made[:number]:
+            if lab.network_name(net.name) == lab.network_name(other.name):
+                what = f"would be called '{lab.network_name(net.name)}' both"
+            elif net.subnet and other.subnet and net.subnet.overlaps(other.subnet):
+                what = f"have addresses in common: {net.subnet} and {other.subnet}"
+            else:
+                continue
+            raise lab.source.mistake(net.place, f"[net.{other.name}] and [net.{net.name}] {what}")
+    seen: dict[tuple[str, str], LabVm] = {}
+    for vm in lab.vms:
+        for net_spec in vm.nets or ():
+            joined = net_spec.network or net_spec.bridge
+            if joined is None or net_spec.address == DHCP:
+                continue
+            key = (joined, net_spec.address)
+            if key in seen:
+                raise lab.source.mistake(
+                    (*vm.place, "nets"),
+                    f"the VMs '{seen[key].name}' and '{vm.name}' have one address in one network: "
+                    f"{net_spec.address}",
+                    hint="leave it out: each VM of a named network keeps the address that it gets",
+                )
+            seen[key] = vm

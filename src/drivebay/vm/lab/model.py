@@ -7,15 +7,47 @@ labs may use the same names.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from pathlib import Path
+from typing import Final
 
 from drivebay.errors import UsageError
 from drivebay.vm.lab.lines import Place
-from drivebay.vm.spec import DHCP, Boot, Forward, ShareSpec
+from drivebay.vm.spec import Boot, NetSpec, ShareSpec
 
-__all__ = ["Lab", "LabDisk", "LabMistake", "LabNet", "LabPool", "LabVm", "Source", "VmDisk"]
+__all__ = [
+    "USER_MODE",
+    "Lab",
+    "LabDisk",
+    "LabMistake",
+    "LabNet",
+    "LabPool",
+    "LabVm",
+    "Source",
+    "VmDisk",
+    "network_name",
+]
+
+
+USER_MODE: Final = "user"
+_NETWORK_NAME_MOST: Final = 12
+
+
+def network_name(lab: str, name: str) -> str:
+    """LAB-NAME as all else, where that has the 12 letters of a network's name; where it is longer,
+    the beginning of NAME and a number that is always the same for this lab and name.
+
+    >>> network_name("four", "lan"), network_name("Development", "lan")
+    ('four-lan', 'lan-8630')
+    """
+    full = f"{lab}-{name}".lower()
+    if len(full) <= _NETWORK_NAME_MOST:
+        return full
+    number = hashlib.sha256(full.encode()).hexdigest()[:4]
+    return f"{name.lower()[: _NETWORK_NAME_MOST - 5].strip('-')}-{number}"
 
 
 class LabMistake(UsageError):
@@ -82,12 +114,23 @@ class VmDisk:
 
 @dataclass(frozen=True)
 class LabNet:
-    """A VM's interface, with the forwards that the file names."""
+    """What VMs join: QEMU's own network (mode "user"), a network that `up` makes, or one of this
+    host that is there already.
+    """
 
-    forward: tuple[Forward, ...] = ()
-    address: str = DHCP
-    gateway: str | None = None
-    dns: tuple[str, ...] = ()
+    name: str
+    place: Place
+    mode: str = USER_MODE
+    subnet: IPv4Network | None = None  # of one that is made; None: a free one
+    uplink: str | None = None
+    mtu: int | None = None
+    network: str | None = None  # a named network that is there
+    bridge: str | None = None  # a bridge that others made
+
+    @property
+    def is_made(self) -> bool:
+        """Whether `up` makes it, and `down --delete` removes it."""
+        return self.mode != USER_MODE
 
 
 @dataclass(frozen=True)
@@ -106,7 +149,7 @@ class LabVm:
     pool: str | None = None  # of its system disk; None: the pool 'default' of this user
     size: int | None = None  # of its system disk; None: the image's, or no system disk
     disks: tuple[VmDisk, ...] = ()
-    nets: tuple[LabNet, ...] | None = None
+    nets: tuple[NetSpec, ...] | None = None  # without MAC addresses, which are chosen
     bus: str | None = None
     firmware: str | None = None
     boot: Boot | None = None
@@ -133,11 +176,16 @@ class Lab:
     source: Source
     pools: tuple[LabPool, ...] = ()
     disks: tuple[LabDisk, ...] = ()
+    nets: tuple[LabNet, ...] = ()
     vms: tuple[LabVm, ...] = ()
 
     def full(self, name: str) -> str:
         """What a thing of this lab is called in the world."""
         return f"{self.name}-{name}"
+
+    def network_name(self, name: str) -> str:
+        """What a network of this lab is called in the world."""
+        return network_name(self.name, name)
 
     def disk(self, name: str) -> LabDisk:
         """The disk of that name, which is there."""

@@ -3,7 +3,7 @@
 Context: a short-lived process that holds the lab's lock. Planning only looks: whatever can be
 known to fail is refused before the first step. The order is that of who needs whom:
 
-    VMs that go ─► pools ─► changed VMs ─► disks that go ─► disks, before their parts ─►
+    VMs that go ─► pools ─► networks ─► changed VMs ─► disks that go ─► disks, before their parts ─►
     disks that VMs get ─► images ─► new VMs ─► what is started
 """
 
@@ -20,6 +20,7 @@ from drivebay.vm import run
 from drivebay.vm.lab.changes import plan_new_disks, plan_settings
 from drivebay.vm.lab.disks import in_order, part_of, plan_disk
 from drivebay.vm.lab.model import Lab
+from drivebay.vm.lab.networks import plan_networks, refuse_recreation
 from drivebay.vm.lab.pools import plan_default, plan_pool
 from drivebay.vm.lab.record import Record, Thing
 from drivebay.vm.lab.removal import in_removal_order, name_of, remover, words_of
@@ -47,6 +48,7 @@ class Doings:
 def plan_up(site: Site, lab: Lab, recreate: Sequence[str] = (), *, prune: bool = False) -> Doings:
     """Plan what makes the world as the file says. Raises: what would make that impossible."""
     doomed = _closure(site, [_named(site, name) for name in recreate])
+    refuse_recreation(doomed)
     inventory = _without(site, site.inventory(), doomed)
     up = Up(site, lab, inventory, frozenset((each.kind, each.name) for each in doomed))
     leaving = [thing for thing in in_removal_order(_leaving(site, lab)) if thing not in doomed]
@@ -61,6 +63,7 @@ def plan_up(site: Site, lab: Lab, recreate: Sequence[str] = (), *, prune: bool =
         _plan_pruned(up, leaving, ("vm",))
     for pool in lab.pools:
         plan_pool(up, pool)
+    plan_networks(up)
     there = []
     for vm in lab.vms:
         with told_at(lab.source, vm.place):
@@ -68,7 +71,7 @@ def plan_up(site: Site, lab: Lab, recreate: Sequence[str] = (), *, prune: bool =
                 there.append(vm)
                 plan_settings(up, vm)
     if prune:
-        _plan_pruned(up, leaving, ("parts", "disk", "pool"))
+        _plan_pruned(up, leaving, ("network", "parts", "disk", "pool"))
     new = [vm for vm in lab.vms if vm not in there]
     placed = [disk.pool for disk in lab.disks if disk.in_pool]
     placed += [vm.pool for vm in new if vm.has_system_disk]
@@ -97,6 +100,7 @@ def _leaving(site: Site, lab: Lab) -> list[Thing]:
     """What this lab has made, and its file does not describe any more."""
     kept = {("pool", pool.name) for pool in lab.pools}
     kept |= {("vm", vm.name) for vm in lab.vms}
+    kept |= {("network", net.name) for net in lab.nets if net.is_made}
     kept |= {("disk", disk.name) for disk in lab.disks if disk.base is None}
     kept |= {("parts", disk.group) for disk in lab.disks if disk.base is not None}
     return [thing for key, thing in site.record.things.items() if key not in kept]
@@ -124,7 +128,8 @@ def _named(site: Site, name: str) -> Thing:
 
 def _table(thing: Thing) -> str:
     """As its table in the file is called."""
-    return f"{'disk' if thing.kind == 'parts' else thing.kind}.{thing.name}"
+    table = {"parts": "disk", "network": "net"}.get(thing.kind, thing.kind)
+    return f"{table}.{thing.name}"
 
 
 def _closure(site: Site, named: Sequence[Thing]) -> list[Thing]:

@@ -10,26 +10,45 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any, Final
 
 from drivebay.disks.making import PARTS_MOST
 from drivebay.errors import HostError, UsageError
+from drivebay.net.model import (
+    MODES,
+    Network,
+    bridge_name,
+    check_network,
+    check_network_name,
+    read_subnet,
+)
 from drivebay.system.tables import Table
 from drivebay.vm.lab.checking import check_lab
 from drivebay.vm.lab.lines import Place, lines_of
-from drivebay.vm.lab.model import Lab, LabDisk, LabMistake, LabPool, LabVm, Source
+from drivebay.vm.lab.model import (
+    USER_MODE,
+    Lab,
+    LabDisk,
+    LabMistake,
+    LabNet,
+    LabPool,
+    LabVm,
+    Source,
+    network_name,
+)
 from drivebay.vm.lab.reading_vms import read_vms
 from drivebay.vm.lab.words import choose_pool, keyed, located, numbered, whole_mebibytes
 
 __all__ = ["lab_name_of", "read_lab"]
 
-NET_MODES: Final = ("user",)
-LATER_MODES: Final = ("bridge", "nat", "tap")
 COUNT_MOST: Final = 256
 _BYTES_MOST: Final = 1 << 20
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?", re.ASCII)
 _LAB_NAME_MOST: Final = 20
+_SOME_SUBNET: Final = IPv4Network("192.168.0.0/24")
 
 
 def read_lab(path: Path) -> Lab:
@@ -94,11 +113,12 @@ class _Reader:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.folder = source.path.absolute().parent
+        self.name = ""
 
     def lab(self, values: dict[str, Any]) -> Lab:
         with located(self.source, ()):
             top = Table("the file", values)
-            name = self._name(top.take("name", str))
+            name = self.name = self._name(top.take("name", str))
             found = {key: top.take(key, dict, {}) for key in ("pool", "disk", "net", "vm")}
             top.end()
         tables = {
@@ -106,15 +126,15 @@ class _Reader:
         }  # in the file's order
         pools = tuple(self._pool(*table) for table in tables["pool"])
         disks = tuple(disk for table in tables["disk"] for disk in self._disks(*table, pools))
-        nets = [self._net(*table) for table in tables["net"]]
+        nets = tuple(self._net(*table) for table in tables["net"])
         vms: tuple[LabVm, ...] = ()
-        lab = Lab(name, self.source, pools, disks)
+        lab = Lab(name, self.source, pools, disks, nets)
         for label, place, table in tables["vm"]:
             with located(self.source, place):
                 count = self._count(table, place)
-                vms += read_vms(lab, label, place, table, count, nets)
-        lab = Lab(name, self.source, pools, disks, vms)
-        if not (pools or disks or vms):
+                vms += read_vms(lab, label, place, table, count)
+        lab = replace(lab, vms=vms)
+        if not (pools or disks or nets or vms):
             raise self.source.mistake((), "the lab is empty", hint="[vm.web] describes a VM")
         check_lab(lab)
         return lab
@@ -217,21 +237,57 @@ class _Reader:
         for number, each in enumerate(numbered(name, count)):
             yield LabDisk(each, name, place, size, base=base, part=number, parts=count)
 
-    def _net(self, name: str, place: Place, table: Table) -> str:
+    def _net(self, name: str, place: Place, table: Table) -> LabNet:
         with located(self.source, place):
-            mode = table.take("mode", str, "user")
-            if mode in LATER_MODES:
-                raise UsageError(
-                    f"{table.where}: '{mode}' networks are not there yet; they come with "
-                    "'drivebay net'",
-                    field="mode",
-                    hint='mode = "user", QEMU\'s own network behind the address of this host',
-                )
-            if mode not in NET_MODES:
-                raise UsageError(
-                    f"{table.where}: 'mode' is '{mode[:80]}', and should be one of "
-                    f"{', '.join(NET_MODES)}",
-                    field="mode",
-                )
+            kinds = {key: table.take(key, str) for key in ("mode", "network", "bridge")}
+            text, mtu = table.take("subnet", str), table.take("mtu", int)
+            uplink = table.take("uplink", str)
             table.end()
-            return name
+            said = [key for key, value in kinds.items() if value is not None]
+            if len(said) > 1:
+                raise UsageError(
+                    f"{table.where} has {' and '.join(map(repr, said))}: a network is made, or is "
+                    "there already",
+                    field=said[1],
+                )
+            with keyed("subnet"):
+                subnet = None if text is None else read_subnet(text, f"{table.where}: ")
+            net = LabNet(
+                name,
+                place,
+                kinds["mode"] or USER_MODE,
+                subnet,
+                uplink,
+                mtu,
+                kinds["network"],
+                kinds["bridge"],
+            )
+            self._check_net(net, table.where)
+            return net
+
+    def _check_net(self, net: LabNet, where: str) -> None:
+        if net.mode not in (USER_MODE, *MODES):
+            raise UsageError(
+                f"{where}: 'mode' is '{net.mode[:80]}', and should be one of "
+                f"{', '.join((USER_MODE, *MODES))}",
+                field="mode",
+                hint='one that is there already: network = "NAME", or bridge = "br0"',
+            )
+        if net.network is not None:
+            with keyed("network"):
+                check_network_name(net.network)
+        if not net.is_made:
+            for key in ("subnet", "uplink", "mtu"):
+                if getattr(net, key) is not None:
+                    raise UsageError(
+                        f"{where}: '{key}' is for a network that 'up' makes, which has a mode "
+                        f"such as {MODES[0]}",
+                        field=key,
+                    )
+            return
+        subnet = net.subnet
+        if subnet is None and net.mode != "bridge":
+            subnet = _SOME_SUBNET  # a free one is chosen
+        full = network_name(self.name, net.name)
+        made = Network(full, net.mode, bridge_name(full), subnet, net.uplink, net.mtu)
+        check_network(made, where)

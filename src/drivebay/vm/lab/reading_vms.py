@@ -6,8 +6,8 @@ Context: a short-lived process; reads the public keys that a table names.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,12 +26,14 @@ from drivebay.vm.lab.words import (
     numbered,
     whole_mebibytes,
 )
+from drivebay.vm.net_file import check_net_keys
 from drivebay.vm.public_key import read_public_key
 from drivebay.vm.seed import check_cloud_init, check_net
 from drivebay.vm.shares import read_share
 from drivebay.vm.spec import (
     BUSES,
     DHCP,
+    NIC_MODELS,
     Boot,
     CloudInit,
     DiskSpec,
@@ -52,10 +54,10 @@ SECRETS: Final = ("password", "password_hash", "password_file")
 
 
 def read_vms(
-    lab: Lab, group: str, place: Place, table: Table, count: int | None, nets: Sequence[str]
+    lab: Lab, group: str, place: Place, table: Table, count: int | None
 ) -> tuple[LabVm, ...]:
-    """The VMs of one table; ``lab`` has its pools and disks already. Raises: LabMistake."""
-    return _Reader(lab, group, place, table, nets).vms(count)
+    """The VMs of one table; ``lab`` has all but VMs already. Raises: LabMistake."""
+    return _Reader(lab, group, place, table).vms(count)
 
 
 @dataclass
@@ -66,7 +68,6 @@ class _Reader:
     group: str
     place: Place
     table: Table
-    nets: Sequence[str]
 
     def vms(self, count: int | None) -> tuple[LabVm, ...]:
         self._refuse_secrets()
@@ -85,7 +86,9 @@ class _Reader:
                 common,
                 name=name,
                 disks=tuple(self._disk(at, entry, number, count) for at, entry in disks),
-                nets=None if nets is None else self._net(nets, number),
+                nets=None
+                if nets is None
+                else tuple(self._net(at, entry, number) for at, entry in nets),
             )
             self._check(vm)
             found.append(vm)
@@ -245,34 +248,48 @@ class _Reader:
             f'{{ {key} = "…" }}',
         )  # fmt: skip
 
-    def _net(self, entries: list[tuple[Place, Any]], number: int) -> tuple[LabNet, ...]:
-        if not entries:
-            return ()
-        if len(entries) > 1:
-            raise self.lab.source.mistake(
-                entries[1][0], f"{self.table.where}: a VM has one network interface for now"
-            )
-        at, entry = entries[0]
+    def _net(self, at: Place, entry: Any, number: int) -> NetSpec:
         table = self._entry(at, entry, "net")
         with located(self.lab.source, at):
-            name = table.take("net", str, required=True)
-            if name not in self.nets:
+            named = table.take("net", str, required=True)
+            nets = {net.name: net for net in self.lab.nets}
+            if named not in nets:
                 raise UsageError(
-                    f"there is no [net.{name[:80]}] in this file",
+                    f"there is no [net.{named[:80]}] in this file",
                     field="net",
-                    hint=nearest(name, self.nets),
+                    hint=nearest(named, nets),
                 )
+            joined = self._joined(nets[named])
             texts = table.texts("forward")
             with keyed("forward"):
                 forward = tuple(_counted(read_forward(text), number) for text in texts)
-            address = table.take("address", str, DHCP)
-            gateway, dns = table.take("gateway", str), table.texts("dns")
+            net = replace(
+                joined,
+                forward=forward,
+                address=table.take("address", str, DHCP),
+                gateway=table.take("gateway", str),
+                dns=table.texts("dns"),
+                model=table.one_of("model", NIC_MODELS, NIC_MODELS[0]),
+            )
             table.end()
+            check_net_keys(replace(net, mac=_SOME_MAC), table.where)
             addresses = user_net(NetSpec("user", _SOME_MAC))
-            if addresses.has(address):
-                gateway, dns = gateway or str(addresses.gateway), dns or (str(addresses.dns),)
-            check_net(NetSpec("user", _SOME_MAC, forward, address, gateway, dns))
-            return (LabNet(forward, address, gateway, dns),)
+            if net.kind == "user" and addresses.has(net.address):
+                net = replace(
+                    net,
+                    gateway=net.gateway or str(addresses.gateway),
+                    dns=net.dns or (str(addresses.dns),),
+                )
+            check_net(net)
+            _check_inside(net, nets[named])
+            return net
+
+    def _joined(self, net: LabNet) -> NetSpec:
+        """An interface in a network of the file, which has no MAC address yet."""
+        if net.bridge is not None:
+            return NetSpec("bridge", "", bridge=net.bridge)
+        network = self.lab.network_name(net.name) if net.is_made else net.network
+        return NetSpec("user" if network is None else "network", "", network=network)
 
     # ---- the whole VM ---------------------------------------------------------------------------
 
@@ -312,6 +329,19 @@ class _Reader:
 
 
 _SOME_MAC: Final = "52:54:00:00:00:01"
+
+
+def _check_inside(net: NetSpec, lab_net: LabNet) -> None:
+    """Raises: UsageError for a static address that is not of the network that the file makes."""
+    if net.address == DHCP or lab_net.subnet is None:
+        return
+    address = IPv4Interface(net.address).ip
+    if address not in lab_net.subnet or address == lab_net.subnet[1]:
+        raise UsageError(
+            f"the address {address} can't be in [net.{lab_net.name}]: its subnet is "
+            f"{lab_net.subnet}, of which {lab_net.subnet[1]} is the host's",
+            field="address",
+        )
 
 
 def _counted(forward: Forward, number: int) -> Forward:

@@ -22,7 +22,7 @@ from drivebay.system.locks import held
 
 __all__ = ["Labs", "Record", "Thing"]
 
-KINDS: Final = ("pool", "disk", "parts", "vm")
+KINDS: Final = ("pool", "network", "disk", "parts", "vm")
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,15 @@ from drivebay.disks.plan import Plan
 from drivebay.errors import InUse
 from drivebay.vm.deletion import plan_vm_deletion
 from drivebay.vm.lab.disks import there_is
+from drivebay.vm.lab.model import network_name
+from drivebay.vm.lab.networks import remove_network
 from drivebay.vm.lab.record import Thing
 from drivebay.vm.lab.site import Site
 from drivebay.vm.lab.vms import remove_half_made
 
 __all__ = ["in_removal_order", "name_of", "remover", "words_of"]
 
-_ORDER = ("vm", "parts", "disk", "pool")
+_ORDER = ("vm", "network", "parts", "disk", "pool")
 
 
 def in_removal_order(things: Iterable[Thing]) -> list[Thing]:
@@ -39,6 +41,8 @@ def name_of(site: Site, thing: Thing) -> str:
             return f"VM '{site.full(thing.name)}'"
         case "parts":
             return f"the parts '{thing.name}' of disk '{thing.bdev}'"
+        case "network":
+            return f"network '{network_name(site.name, thing.name)}'"
         case "disk":
             return f"disk '{thing.bdev}'"
         case _:
@@ -56,9 +60,13 @@ def words_of(site: Site, thing: Thing) -> str:
 
 def remover(site: Site, thing: Thing) -> Callable[[], object]:
     """What removes a thing, and then strikes it from the record."""
-    remove = {"vm": _remove_vm, "parts": _remove_parts, "disk": _remove_disk, "pool": _remove_pool}[
-        thing.kind
-    ]
+    remove = {
+        "vm": _remove_vm,
+        "network": remove_network,
+        "parts": _remove_parts,
+        "disk": _remove_disk,
+        "pool": _remove_pool,
+    }[thing.kind]
 
     def act() -> None:
         remove(site, thing)

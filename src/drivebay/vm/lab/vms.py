@@ -5,6 +5,7 @@ Context: a short-lived process that holds the lab's lock.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from drivebay.vm.firmware import find_uefi
 from drivebay.vm.images.building import RECIPES, build_image
 from drivebay.vm.images.store import Image
 from drivebay.vm.iso import check_iso
+from drivebay.vm.joining import check_joins
 from drivebay.vm.lab.disks import reference_of, there_is
 from drivebay.vm.lab.model import LabVm
+from drivebay.vm.lab.networks import coming_networks
 from drivebay.vm.lab.record import Thing
 from drivebay.vm.lab.site import Site, Up, told_at
 from drivebay.vm.lifecycle import check_able
@@ -27,7 +30,7 @@ from drivebay.vm.qemu import find_qemu
 from drivebay.vm.spec import SSH_PORT, CloudInit, DiskSpec, Forward, NetSpec, VmSpec
 from drivebay.vm.store import Vm
 
-__all__ = ["check_files", "is_there", "plan_image", "plan_vm", "remove_half_made", "with_ssh"]
+__all__ = ["check_files", "is_there", "nets_of", "plan_image", "plan_vm", "remove_half_made"]
 
 
 def is_there(up: Up, vm: LabVm) -> bool:
@@ -80,7 +83,9 @@ def _check(up: Up, vm: LabVm) -> None:
     disks = [DiskSpec(SYSTEM, bdev="-")] if vm.has_system_disk else []
     disks += [DiskSpec(disk.name, bdev="-", bus=disk.bus) for disk in vm.disks]
     qemu = find_qemu(vm.qemu)
-    nets = () if vm.nets == () else (NetSpec("user", "52:54:00:00:00:01"),)
+    nets = (NetSpec("user", ""),) if vm.nets is None else vm.nets
+    coming = coming_networks(up)
+    check_joins(tuple(net for net in nets if net.network not in coming))
     spec = VmSpec(full, "-", qemu.machine, MEMORY, CPUS, bus=vm.bus or "virtio",
                   disks=tuple(disks), nets=nets, shares=vm.shares or ())  # fmt: skip
     check_able(Vm(Path(), spec, ""), qemu)
@@ -179,7 +184,7 @@ def _wish(up: Up, vm: LabVm, image: Image | None) -> Wish:
         image=image,
         iso=vm.iso,
         disks=disks,
-        nets=_nets(up, vm),
+        nets=nets_of(up, vm),
         bus=vm.bus or "virtio",
         firmware=vm.firmware or "bios",
         boot=vm.boot,
@@ -192,20 +197,21 @@ def _wish(up: Up, vm: LabVm, image: Image | None) -> Wish:
     )
 
 
-def _nets(up: Up, vm: LabVm) -> tuple[NetSpec, ...]:
-    if vm.nets == ():
-        return ()
-    net = NetSpec("user", "", **({} if vm.nets is None else vars(vm.nets[0])))
-    return (replace(net, forward=tuple(with_ssh(up, vm, list(net.forward)))),)
-
-
-def with_ssh(up: Up, vm: LabVm, forward: list[Forward]) -> list[Forward]:
-    """With a forward to the guest's sshd, by a port that no VM of the file has or will have."""
-    if any(each.leads_to_ssh for each in forward):
-        return forward
-    reserved = [each for other in up.lab.vms for each in _explicit(other)]
-    others = up.site.vms.others(up.site.full(vm.name))
-    return [*forward, free_forward(others, SSH_PORT, reserved)]
+def nets_of(up: Up, vm: LabVm, before: Sequence[NetSpec] = ()) -> tuple[NetSpec, ...]:
+    """A VM's interfaces as the file has them, without MAC addresses. A user network gets a forward
+    to the guest's sshd: the one ``before``, or by a port that no VM of the file has or will have.
+    """
+    nets = [NetSpec("user", "")] if vm.nets is None else list(vm.nets)
+    at = next((number for number, net in enumerate(nets) if net.kind == "user"), None)
+    if at is None or any(forward.leads_to_ssh for net in nets for forward in net.forward):
+        return tuple(nets)
+    kept = [f for net in before for f in net.forward if f.leads_to_ssh and not f.guest_address]
+    if not kept:
+        reserved = [each for other in up.lab.vms for each in _explicit(other)]
+        others = up.site.vms.others(up.site.full(vm.name))
+        kept = [free_forward(others, SSH_PORT, reserved)]
+    nets[at] = replace(nets[at], forward=(*nets[at].forward, kept[0]))
+    return tuple(nets)
 
 
 def remove_half_made(site: Site, thing: Thing) -> None:
