@@ -51,7 +51,7 @@ def test_the_key_logs_in_and_the_address_is_static(debian: VmBay) -> None:
     assert debian.ssh("web", "id -un; hostname") == "joe\nweb\n"
     assert "10.0.2.50/24" in debian.ssh("web", "ip -brief address")
     assert "default via 10.0.2.2" in debian.ssh("web", "ip route")
-    assert "static address 10.0.2.50/24" in debian.vm("info", "web")
+    assert "10.0.2.50 (static)" in debian.vm("info", "web")
     key, forward = debian.folder / "own", debian.info("web")["nets"][0]["forward"][0]
     done = subprocess.run(
         ["ssh", "-i", key, "-p", forward.split(":")[1], "-o", "IdentitiesOnly=yes",

@@ -183,13 +183,30 @@ def ethernets(*nets: NetSpec) -> dict[str, Any]:
 def test_interfaces_are_found_by_their_addresses() -> None:
     second = NetSpec("user", "52:54:00:00:00:02", dns=("9.9.9.9", "2620:fe::fe"))
     assert ethernets(NET, second) == {
-        "net0": {"match": {"macaddress": NET.mac}, "dhcp4": True},
+        "net0": {
+            "match": {"macaddress": NET.mac},
+            "dhcp4": True,
+            "dhcp4-overrides": {"route-metric": 100},
+        },
         "net1": {
             "match": {"macaddress": "52:54:00:00:00:02"},
             "dhcp4": True,
+            "dhcp4-overrides": {"route-metric": 200},
             "nameservers": {"addresses": ["9.9.9.9", "2620:fe::fe"]},
         },
     }
+
+
+def test_the_default_route_of_the_first_interface_counts() -> None:
+    first = replace(NET, address="10.0.2.50/24", gateway="10.0.2.2")
+    second = NetSpec("network", "52:54:00:00:00:02", (), "10.9.0.5/24", "10.9.0.1", network="lan")
+    found = ethernets(first, second)
+    assert found["net0"]["routes"] == [{"to": "0.0.0.0/0", "via": "10.0.2.2", "metric": 100}]
+    assert found["net1"]["routes"] == [{"to": "0.0.0.0/0", "via": "10.9.0.1", "metric": 200}]
+
+
+def test_one_interface_by_dhcp_is_told_nothing_else() -> None:
+    assert ethernets(NET) == {"net0": {"match": {"macaddress": NET.mac}, "dhcp4": True}}
 
 
 def test_a_static_address_has_its_route_spelled_out() -> None:

@@ -37,6 +37,7 @@ VOLUME: Final = "cidata"  # cloud-init finds its disk by this label
 _MERGE: Final = "dict(no_replace,recurse_list)+list(append)"
 _BOUNDARY: Final = "==drivebay-user-data=="
 _USER_DATA_MOST: Final = 1 << 20
+_METRIC: Final = 100  # of the first interface's default route
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?", re.ASCII)
 _USER_NAME = re.compile(r"[a-z_][a-z0-9_-]{0,31}", re.ASCII)
@@ -190,20 +191,30 @@ def _joined(own: str, ours: str) -> str:
 
 
 def _network_config(nets: tuple[NetSpec, ...]) -> dict[str, Any]:
-    ethernets = {f"net{number}": _ethernet(net) for number, net in enumerate(nets)}
+    """Of several default routes that of the first interface counts, and so on: else each guest
+    would choose one by chance.
+    """
+    several = len(nets) > 1
+    ethernets = {
+        f"net{number}": _ethernet(net, _METRIC * (number + 1) if several else None)
+        for number, net in enumerate(nets)
+    }
     return {"version": 2, "ethernets": ethernets}
 
 
-def _ethernet(net: NetSpec) -> dict[str, Any]:
+def _ethernet(net: NetSpec, metric: int | None) -> dict[str, Any]:
     check_net(net)
     found: dict[str, Any] = {"match": {"macaddress": net.mac}}
     if net.address == DHCP:
         found["dhcp4"] = True
+        if metric is not None:
+            found["dhcp4-overrides"] = {"route-metric": metric}
     else:
         found["addresses"] = [net.address]
         if net.gateway is not None:
             # Not 'default': cloud-init 22.4 takes that for an address, and gives up.
-            found["routes"] = [{"to": "0.0.0.0/0", "via": net.gateway}]
+            route: dict[str, Any] = {"to": "0.0.0.0/0", "via": net.gateway}
+            found["routes"] = [route if metric is None else route | {"metric": metric}]
     if net.dns:
         found["nameservers"] = {"addresses": list(net.dns)}
     return found
