@@ -41,7 +41,10 @@ def addresses(net: NetSpec, said: list[Interface] | None = None) -> list[Address
         if interface.mac.lower() == net.mac:
             found += [Address(text, "agent") for text in interface.addresses
                       if not ip_address(text).is_link_local]  # fmt: skip
-    return list({each.text: each for each in reversed(found)}.values())[::-1]
+    unique: dict[str, Address] = {}
+    for each in found:
+        unique.setdefault(each.text, each)
+    return list(unique.values())
 
 
 def _kept(net: NetSpec) -> list[Address]:
