@@ -292,12 +292,17 @@ def _create(found: argparse.Namespace) -> int:
 def _delete(found: argparse.Namespace) -> int:
     from drivebay.disks.plan import Plan
     from drivebay.net.deletion import plan_deletion
+    from drivebay.net.members import users
+    from drivebay.vm.store import Vms
 
     require_root(f"net delete {found.name}")
     networks = Networks()
     plan = Plan()
     with networks.locked(found.name):
-        plan_deletion(plan, networks, networks.load(found.name))
+        # A folder that a person has removed: nobody else could give its places back.
+        gone = sorted(set(users(networks, found.name)) - set(Vms().names()))
+        plan.facts += [f"VM '{vm}', which had a place in it, is no more" for vm in gone]
+        plan_deletion(plan, networks, networks.load(found.name), gone)
         if carry_out(plan, found, f"Delete network '{found.name}'?"):
             if found.json:
                 print_json({"deleted": found.name})

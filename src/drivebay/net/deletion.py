@@ -6,7 +6,7 @@ by the names that things of this network would have. What is there and is not ou
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 
 from drivebay.disks.plan import Plan
@@ -20,9 +20,14 @@ from drivebay.net.store import Networks
 __all__ = ["plan_deletion", "take_down"]
 
 
-def plan_deletion(plan: Plan, networks: Networks, network: Network) -> None:
-    """The steps that delete a network. Raises: InUse while VMs have places in it, or run in it."""
-    _check_unused(networks, network)
+def plan_deletion(
+    plan: Plan, networks: Networks, network: Network, gone: Collection[str] = ()
+) -> None:
+    """The steps that delete a network. Places of VMs that are ``gone`` count for nothing.
+
+    Raises: InUse while VMs have places in it, or run in it.
+    """
+    _check_unused(networks, network, gone)
     for text, do in _removals(networks, network):
         plan.add(text, do)
     plan.add(
@@ -37,8 +42,8 @@ def take_down(networks: Networks, network: Network) -> None:
     _forget(networks, network)
 
 
-def _check_unused(networks: Networks, network: Network) -> None:
-    members = users(networks, network.name)
+def _check_unused(networks: Networks, network: Network, gone: Collection[str]) -> None:
+    members = [vm for vm in users(networks, network.name) if vm not in gone]
     if members:
         vms = ", ".join(f"'{vm}'" for vm in members)
         raise InUse(
