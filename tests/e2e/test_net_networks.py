@@ -243,10 +243,13 @@ def test_what_was_made_is_mended_by_a_start(around: Around) -> None:
               first_rule(bay))  # fmt: skip
     os.kill(made(bay, "lan", "dnsmasq")["pid"], signal.SIGKILL)
     bay.ip(bay.host, "link set db-lan down")
+    bay.ip(bay.host, "tuntap add dbtap0 mode tap")
+    bay.ok_in(bay.host, "ip", "link", "set", "dbtap0", "alias", "drivebay VM web, net 0")
     assert bay.ok("net", "start", "lan").splitlines() == [
         "lan: put the firewall table 'inet drivebay_lan' in place",
         "lan: turned 'db-lan' on",
         "lan: started dnsmasq, which gives addresses and names in 192.168.100.0/24",
+        "lan: put 'dbtap0' of VM 'web' into 'db-lan'",
     ]
     assert bay.ok("net", "start", "lan") == "lan: nothing to do\n"
 
@@ -275,7 +278,7 @@ def test_a_network_that_is_used_stays(around: Around) -> None:
     api = around.guest("db-lan")
     assert around.keep("lan", "api", api) == around.ask(api)[0] == "192.168.100.2"
     assert bay.json("net", "info", "lan")["state"] == "up"
-    assert "has interfaces in it: port1, port2" in bay.refused("net", "delete", "lan", "--yes")
+    assert "has interfaces in it: dbtap0, port1" in bay.refused("net", "delete", "lan", "--yes")
 
 
 def test_all_but_ours_is_as_before_after_a_deletion(host: NetBay) -> None:

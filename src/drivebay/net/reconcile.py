@@ -24,6 +24,7 @@ from drivebay.net.members import hosts_of, read_members
 from drivebay.net.model import Network
 from drivebay.net.store import Networks, require_root
 from drivebay.net.subnets import host_routes, overlapping_routes
+from drivebay.net.taps import alias_of
 
 __all__ = ["Step", "differences", "reconcile", "state"]
 
@@ -75,6 +76,7 @@ def differences(networks: Networks, network: Network) -> Iterator[Step]:
         yield from _uplink(networks, network, found)
     if network.subnet is not None:
         yield from _dnsmasq(networks, network, found)
+    yield from _taps(networks, network)
     for text in allowing.missing(networks, network):
         yield Step(text, partial(allowing.allow, networks, network))  # the first does all
     if not network.made:
@@ -201,9 +203,28 @@ def _put_in(networks: Networks, network: Network, uplink: Link) -> None:
     journal = Journal(networks.of(network.name))
     if journal.find("uplink") is None:  # else it was written before a kill, or before a reboot
         journal.note("uplink", uplink.name, up=uplink.up)
+    _join(network, uplink.name)
+
+
+# ---- TAPs of VMs that run -----------------------------------------------------------------------
+
+
+def _taps(networks: Networks, network: Network) -> Iterator[Step]:
+    """When somebody has removed the bridge, the TAPs of running VMs are in none."""
+    places = {alias_of(member.vm, member.index): member.vm
+              for member in read_members(networks, network.name)}  # fmt: skip
+    if not places:
+        return
+    for link in links.all_links().values():
+        if link.kind == "tun" and link.master is None and link.alias in places:
+            text = f"put '{link.name}' of VM '{places[link.alias]}' into '{network.bridge}'"
+            yield Step(text, partial(_join, network, link.name))
+
+
+def _join(network: Network, port: str) -> None:
     bridge = links.find_link(network.bridge)
     assert bridge is not None
-    links.set_link(uplink.name, master=bridge.index)
+    links.set_link(port, master=bridge.index)
 
 
 # ---- DHCP and DNS -------------------------------------------------------------------------------

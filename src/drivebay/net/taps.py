@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "QUEUES_MOST",
     "Tap",
+    "alias_of",
     "check_bridge",
     "exists",
     "open_named_tap",
@@ -56,6 +57,11 @@ class Tap:
         """Let go of it here; with nobody else's descriptor it is gone."""
         for descriptor in (*self.descriptors, *self.vhost):
             os.close(descriptor)
+
+
+def alias_of(vm: str, index: int) -> str:
+    """What a TAP is marked with in the kernel: whose it is, and which of a VM's interfaces."""
+    return f"drivebay VM {vm}, net {index}"
 
 
 def open_tap(bridge: str, *, queues: int, alias: str, mtu: int | None = None) -> Tap:

@@ -101,10 +101,10 @@ def join(vm: Vm, descriptors: Descriptors, stack: ExitStack) -> dict[str, OpenTa
 
 def _open(vm: Vm, net: NetSpec, index: int, stack: ExitStack) -> Tap:
     from drivebay.net.bridge_helper import tap_by_helper
-    from drivebay.net.taps import QUEUES_MOST, open_tap
+    from drivebay.net.taps import QUEUES_MOST, alias_of, open_tap
 
     queues = 1 if net.model == "e1000" else min(vm.spec.cpus, QUEUES_MOST)
-    alias = f"drivebay VM {vm.name}, net {index}"
+    alias = alias_of(vm.name, index)
     if net.kind == "tap":
         return _open_named(vm, net, queues, alias, stack)
     mtu = None
