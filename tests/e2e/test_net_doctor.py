@@ -47,7 +47,6 @@ def test_guests_reach_a_server_after_the_mends(bay: NetBay) -> None:
     bay.ip(bay.host, "link set port master db-lan")
     bay.ip(guest, "addr add 192.168.100.9/24 dev eth0")
     bay.ip(guest, "route add default via 192.168.100.1")
-    assert mends(bay, 0) == {}
     assert bay.seen_as(guest, "10.99.0.2", 8000) == "10.99.0.1"
 
     bay.ok_in(bay.host, "sh", "-ec", DOCKER)
@@ -56,7 +55,6 @@ def test_guests_reach_a_server_after_the_mends(bay: NetBay) -> None:
     assert set(found) == {"firewall"}
     bay.ok_in(bay.host, "sh", "-ec", found["firewall"])
     assert bay.seen_as(guest, "10.99.0.2", 8000) == "10.99.0.1"
-    assert mends(bay, 0) == {}
 
     bay.ok_in(bay.host, "sh", "-c", "echo 0 > /proc/sys/net/ipv4/ip_forward")
     bay.ip(bay.host, "link delete db-lan")

@@ -25,7 +25,6 @@ import os, pwd, sys
 from drivebay.errors import DrivebayError
 from drivebay.net.bridge_helper import tap_by_helper
 user = pwd.getpwnam(sys.argv[1])
-os.environ["LOGNAME"] = user.pw_name
 os.initgroups(user.pw_name, user.pw_gid)
 os.setresgid(user.pw_gid, user.pw_gid, user.pw_gid)
 os.setresuid(user.pw_uid, user.pw_uid, user.pw_uid)

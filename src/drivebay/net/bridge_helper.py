@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import getpass
 import os
+import pwd
 import socket
 import stat
 import struct
@@ -24,7 +24,7 @@ from drivebay.net.store import ROOTS
 from drivebay.net.taps import Tap, open_vhost
 from drivebay.system.terminal import harmless
 
-__all__ = ["find_helper", "has_rights", "settings_of", "tap_by_helper"]
+__all__ = ["find_helper", "has_rights", "how_to_allow", "settings_of", "tap_by_helper"]
 
 LIMIT_SECONDS: Final = 20.0
 # Debian and Arch; Fedora, RHEL and SUSE; SUSE's older ones; a QEMU that was built here.
@@ -88,7 +88,7 @@ def tap_by_helper(bridge: str, limit: float = LIMIT_SECONDS) -> Tap:
             )
         except PermissionError as error:
             raise HostError(
-                f"user '{getpass.getuser()}' may not run '{helper}'",
+                f"user '{_user()}' may not run '{helper}'",
                 error.errno or 0,
                 path=str(helper),
                 hint=f"ls -l {helper}, to see which group may",
@@ -147,7 +147,7 @@ def _as_tap(descriptor: int) -> Tap:
 
 def explained(helper: Path, bridge: str, said: str) -> DrivebayError:
     """The error for what the helper said, with the mend that fits to it."""
-    user = getpass.getuser()
+    user = _user()
     settings = settings_of(helper) / "bridge.conf"
     refused = f"user '{user}' may not put VMs into the bridge '{bridge}'"
     if "failed to parse default acl file" in said:
@@ -192,14 +192,21 @@ def explained(helper: Path, bridge: str, said: str) -> DrivebayError:
     return StateError(f"qemu-bridge-helper gave no TAP: {said or 'it said nothing'}")
 
 
+def how_to_allow(network: str, user: str) -> str:
+    """What root does so that a user may join a named network."""
+    return (
+        f"sudo drivebay net create {network} … --allow-user {user}; where it is there already, add "
+        f'"{user}" to allow_users in {ROOTS / network / "network.toml"}, then sudo drivebay net '
+        f"start {network}"
+    )
+
+
+def _user() -> str:
+    return pwd.getpwuid(os.geteuid()).pw_name
+
+
 def _let(bridge: str, settings: Path) -> str:
-    """What root does so that this user may."""
     name = bridge.removeprefix("db-")
     if name == bridge:
         return f"echo 'allow {bridge}' | sudo tee -a {settings}, which lets everybody"
-    user = getpass.getuser()
-    return (
-        f"sudo drivebay net create {name} … --allow-user {user}; where it is there already, add "
-        f'"{user}" to allow_users in {ROOTS / name / "network.toml"}, then sudo drivebay net '
-        f"start {name}"
-    )
+    return how_to_allow(name, _user())

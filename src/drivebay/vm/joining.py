@@ -43,6 +43,7 @@ _LEFT: Final = "downscripts.json"
 
 def load_network(name: str) -> Network:
     """A named network that this user may join. Raises: NotFound, StateError, UsageError."""
+    from drivebay.net.bridge_helper import how_to_allow
     from drivebay.net.store import Networks
 
     network = Networks().load(name)
@@ -50,8 +51,7 @@ def load_network(name: str) -> Network:
     if os.geteuid() != 0 and user not in network.allow_users:
         raise StateError(
             f"user '{user}' may not join network '{name}'",
-            hint="root says who may when it makes one: drivebay net create NAME "
-            f"--allow-user {user}",
+            hint=how_to_allow(name, user),
         )
     return network
 
