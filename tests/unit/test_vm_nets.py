@@ -120,6 +120,9 @@ def test_what_an_interface_can_not_join(
     assert caught.value.hint == "such as 192.168.100.10/24"
     with pytest.raises(NotFound, match="no network 'nix'"):
         chosen(world, replace(LAN, network="nix"))
+    with pytest.raises(NotFound, match="no network 'usr'") as missed:
+        chosen(world, replace(LAN, network="usr"))
+    assert str(missed.value.hint).startswith("is 'user' meant?")
     with pytest.raises(NotFound, match="no bridge 'db-test-none'"):
         chosen(world, NetSpec("bridge", "", bridge="db-test-none"))
     with pytest.raises(StateError, match="there is no script"):

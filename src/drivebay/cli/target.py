@@ -108,7 +108,8 @@ def _kept_configuration() -> Path:
     """The file in which this user's background target keeps what it has. Raises: HostError."""
     folder = data_folder()
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Others may pass through, to the files of networks, which they look at.
+        folder.mkdir(mode=0o711, parents=True, exist_ok=True)
     except OSError as error:
         raise HostError(
             f"can't make the folder '{folder}' for the target's configuration",

@@ -157,7 +157,7 @@ def _known(vm: Vm) -> dict[str, Any]:
         "nets": [
             {
                 "kind": net.kind,
-                "joins": net.network or net.bridge or net.ifname,
+                "joins": net.network or net.bridge or net.ifname or net.subnet,
                 "mac": net.mac,
                 "model": net.model,
                 "address": net.address,
@@ -232,7 +232,9 @@ def _disk_words(vm: Vm, disk: DiskSpec) -> str:
 
 def _net_words(shown: dict[str, Any]) -> list[str]:
     """One interface: what it joins, its MAC, the host's end, its addresses and ports."""
-    words = [str(shown["joins"] or shown["kind"]), shown["mac"]]
+    joins = [] if shown["joins"] is None else [shown["joins"]]
+    kind = [] if shown["kind"] == "network" else [shown["kind"]]
+    words = [" ".join([*kind, *joins]), shown["mac"]]
     words += [] if shown["model"] == "virtio" else [shown["model"]]
     words += [] if shown["interface"] is None else [shown["interface"]]
     found = [f"{each['text']} ({_SOURCES[each['source']]})" for each in shown["addresses"]]

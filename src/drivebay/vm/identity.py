@@ -129,7 +129,7 @@ def host_machine_id(data: Path) -> str:
     made = uuid.uuid4().hex
     fresh = data / f".machine-id.{os.getpid()}"
     try:
-        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        data.mkdir(mode=0o711, parents=True, exist_ok=True)
         fresh.write_text(made + "\n", encoding="ascii")
         fresh.replace(kept)
     except OSError as error:

@@ -9,6 +9,7 @@ starts or deletes the VM.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 import pwd
@@ -16,7 +17,7 @@ from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv4Interface
 from typing import TYPE_CHECKING, Final
 
-from drivebay.errors import DrivebayError, StateError
+from drivebay.errors import DrivebayError, NotFound, StateError
 from drivebay.system.files import refusal, write_private
 from drivebay.vm.hardware import OpenTap
 from drivebay.vm.spec import DHCP, NetSpec
@@ -46,7 +47,12 @@ def load_network(name: str) -> Network:
     from drivebay.net.bridge_helper import how_to_allow
     from drivebay.net.store import Networks
 
-    network = Networks().load(name)
+    try:
+        network = Networks().load(name)
+    except NotFound as error:
+        near = difflib.get_close_matches(name, ("user", "none", "tap", "bridge"), 1)
+        error.hint = f"is '{near[0]}' meant? {error.hint}" if near else error.hint
+        raise
     user = pwd.getpwuid(os.geteuid()).pw_name
     if os.geteuid() != 0 and user not in network.allow_users:
         raise StateError(
