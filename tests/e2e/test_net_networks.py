@@ -70,7 +70,7 @@ class Around:
         """Have it ask for an address. Returns: the address, and what else DHCP told."""
         script = str(self.bay.folder / "udhcpc.sh")
         words = ("-i", guest.interface, "-s", script, "-n", "-q", "-f", "-t", "10", "-T", "1")
-        self.bay.ok_in(guest.namespace, "busybox", "udhcpc", *words)
+        self.bay.ok_in(guest.namespace, "udhcpc", *words)
         told = (self.bay.folder / f"lease-{guest.interface}").read_text()
         shown = json.loads(self.bay.ip(guest.namespace, f"-json -4 addr show {guest.interface}"))
         address = shown[0]["addr_info"][0]["local"]
