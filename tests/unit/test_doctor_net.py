@@ -251,7 +251,9 @@ def test_a_change_of_the_uplink_that_waits() -> None:
 
 
 def test_a_plain_user_is_told_what_only_root_sees() -> None:
-    assert only(replace(GOOD, root=False, rules=None)).mend == "sudo drivebay doctor net"
+    ours = Listener("udp", "192.168.9.1", 53)  # whose process is not told
+    plain = replace(GOOD, root=False, rules=None, networks=(Standing("lan", LAN, "up"),))
+    assert only(replace(plain, listeners=(ours,))).mend == "sudo drivebay doctor net"
 
 
 def test_ping_in_user_mode_needs_the_hosts_leave() -> None:

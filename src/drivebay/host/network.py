@@ -216,6 +216,8 @@ def _dropped(facts: Facts, hook: str, bridge: str, loss: str) -> Iterator[Findin
 
 
 def _listeners(facts: Facts) -> Iterator[Finding]:
+    if not facts.root:
+        return  # nobody else is told whose process listens, so ours would be found, too
     ours = {standing.dnsmasq for standing in facts.networks} - {None}
     for standing in facts.networks:
         net = standing.network
