@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -240,6 +242,19 @@ def install(flavour: Flavour, environment: str) -> None:
     stamp.write_text(identity)
 
 
+def prepare(flavour: Flavour) -> str:
+    """Packages of Debian and of Python: beside each other, since both wait for the network."""
+    if importlib.util.find_spec("ensurepip") is None:  # it comes with python3-venv
+        install_packages()
+        return make_environment(flavour)
+    if shutil.which("dpkg-query") is not None and (packages := missing_packages()):
+        become_root(packages)  # who may not is told at once
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        environment = pool.submit(make_environment, flavour)
+        install_packages()
+        return environment.result()
+
+
 def main() -> int:
     flavour = FLAVOURS[sys.argv[1] if len(sys.argv) > 1 else "release"]
     started = time.monotonic()
@@ -250,8 +265,7 @@ def main() -> int:
                 "make PYTHON=/path/to/python3.11 setup",
             )
         with locked():
-            install_packages()
-            install(flavour, make_environment(flavour))
+            install(flavour, prepare(flavour))
     except SetupError as error:
         print(f"setup: error: {error}", file=sys.stderr)
         if error.hint:
