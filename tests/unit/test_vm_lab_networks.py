@@ -31,11 +31,11 @@ pytestmark = pytest.mark.needs_root
 
 SUBNET = IPv4Network("192.168.77.0/24")
 NETS = """\
+[net.back]
+mode = "isolated"
 [net.lan]
 mode = "nat"
 subnet = "192.168.50.0/24"
-[net.back]
-mode = "isolated"
 [net.out]
 mode = "user"
 [vm.web]
@@ -82,7 +82,7 @@ def refusal(lab: LabWorld, text: str) -> DrivebayError:
 
 def test_a_labs_networks_are_made_and_its_vms_have_places(lab: LabWorld) -> None:
     assert lab.up(NETS)[:2] == [
-        "make network 'four-lan', mode nat, for [net.lan]",
+        "make network 'four-lan', mode nat, for [net.lan]",  # whose addresses are said, so first
         "make network 'four-back', mode isolated, for [net.back]",
     ]
     nets = lab.spec("four-web-2").nets
@@ -180,7 +180,7 @@ def test_a_network_of_somebody_else_is_not_taken_over(lab: LabWorld) -> None:
     Networks().create(Network("four-lan", "nat", "db-four-lan", SUBNET, made=True))
     error = refusal(lab, NETS)
     assert isinstance(error, AlreadyExists)
-    assert "four.toml, line 1: there is a network 'four-lan' already" in str(error)
+    assert "four.toml, line 3: there is a network 'four-lan' already" in str(error)
     assert 'network = "four-lan"' in (error.hint or "")
 
 
@@ -239,11 +239,26 @@ def test_a_kill_beside_a_network_is_mended(
     assert Networks().names() == []
 
 
-def test_a_network_that_is_gone_is_made_again(lab: LabWorld) -> None:
+def test_a_network_that_is_gone_is_made_again_and_forgotten(lab: LabWorld) -> None:
     lab.up(NETS)
     Networks().delete("four-back")
     lab.stop()
     assert lab.up(NETS)[0] == "make network 'four-back', mode isolated, for [net.back]"
+    Networks().delete("four-back")
+    lab.stop()
+    lab.delete()
+    assert Labs().load("four") is None
+
+
+def test_a_plain_user_takes_a_network_that_is_made_as_it_is(
+    lab: LabWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lab.up("[net.lan]\nmode = 'nat'\n")
+    roots = Networks().folder
+    monkeypatch.setattr(lab_networks, "differences", lambda *_: pytest.fail("that is root's"))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(lab_networks, "Networks", lambda: Networks(roots))
+    assert lab.plan("[net.lan]\nmode = 'nat'\n").plan.texts == []
 
 
 def test_what_a_network_lacks_is_made(lab: LabWorld, monkeypatch: pytest.MonkeyPatch) -> None:
