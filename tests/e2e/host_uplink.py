@@ -69,6 +69,7 @@ class HostUplink:
                 "nexthop via 10.9.0.9 dev eno1 onlink"
             ),
             "-6 route add default via fd00::1 metric 5",
+            "-6 route add fd07::/64 via fd00::1 proto ra expires 1800",
             "rule add iif eno1 lookup 77 priority 1000",
         ):
             self.bay.ip(self.bay.host, words)
@@ -81,7 +82,7 @@ class HostUplink:
             "-details link show eno1", "address show", "-4 route show table all",
             "-6 route show table all", "-4 rule", "-6 rule",
         )]  # fmt: skip
-        return re.sub(r"(valid|preferred)_lft \d+sec|gc_timer +\S+", "", "\n".join(shown))
+        return re.sub(r"\d+sec|gc_timer +\S+", "", "\n".join(shown))
 
     def addresses(self, device: str) -> list[str]:
         """IPv4 and global IPv6 addresses of a device."""

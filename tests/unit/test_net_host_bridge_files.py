@@ -362,7 +362,12 @@ def test_files_are_put_back_with_their_mode(tmp_path: Path) -> None:
     def note(written: list[dict[str, object]]) -> None:
         noted[:] = [dict(each) for each in written]
 
-    write_files([NewFile(old, "is"), NewFile(new, "is", 0o600), NewFile(gone, None)], note)
+    below = tmp_path / "folder/below"
+    write_files(
+        [NewFile(old, "is"), NewFile(new, "is", 0o600), NewFile(gone, None), NewFile(below, "is")],
+        note,
+    )
+    assert below.read_text() == "is"
     assert (old.read_text(), old.stat().st_mode & 0o777) == ("is", 0o640)
     assert new.stat().st_mode & 0o777 == 0o600
     assert not gone.exists()

@@ -33,8 +33,7 @@ def carry_out(kernel: Kernel, change: Change, plan: HostPlan, seconds: float) ->
         guardian.start(change, seconds)
         run(all_steps(kernel, plan.before))
     except BaseException:
-        change.end_guardian()
-        take_back(change, "a step failed")
+        take_back(change, "a step failed")  # should it fail, the guardian tries again
         change.take_message()  # the error says it
         raise
     change.note(phase=MOVED)

@@ -17,6 +17,7 @@ from typing import Final
 
 from drivebay.errors import DrivebayError, StateError
 from drivebay.net.hostbridge.change import CONFIRMING, Change
+from drivebay.net.hostbridge.kernel import Kernel
 from drivebay.net.hostbridge.return_trip import take_back
 from drivebay.net.hostbridge.state import boot_seconds
 
@@ -24,7 +25,7 @@ __all__ = ["main", "start"]
 
 LOG: Final = "guardian.log"
 _LOOK_EVERY_S: Final = 0.2
-_START_SECONDS: Final = 20.0
+_START_SECONDS: Final = 60.0
 _AGAIN_SECONDS: Final = 5.0
 _TRIES: Final = 100
 
@@ -57,6 +58,8 @@ def main(folder: str, seconds: str) -> None:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     change = Change(Path(folder))
+    with Kernel():  # all that restoring needs is read from the disk now
+        pass
     change.guard(float(seconds))
     until = boot_seconds() + float(seconds)
     while boot_seconds() < until and not change.broken_off():

@@ -10,6 +10,8 @@ went away, and nothing here needs to know every kind of route.
 from __future__ import annotations
 
 import errno
+import struct
+import sys
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
@@ -93,7 +95,11 @@ def _packed(value: Any) -> Any:
     if isinstance(value, Mapping):
         packed = {key: _packed(each) for key, each in value.items() if key != "attrs"}
         if "attrs" in value:
-            packed["attrs"] = [(name, _packed(each)) for name, each in value["attrs"]]
+            packed["attrs"] = [
+                # pyroute2 takes this number for a string of bytes.
+                (name, each.to_bytes(4, sys.byteorder) if name == "RTA_EXPIRES" else _packed(each))
+                for name, each in value["attrs"]
+            ]
         return packed
     if isinstance(value, list):
         return [_packed(each) for each in value]
@@ -221,6 +227,9 @@ class Kernel:
         except NetlinkError as error:
             if error.code not in known:
                 raise HostError(what, error.code) from error
+        except (TypeError, ValueError, LookupError, AttributeError, struct.error) as error:
+            # Of an attribute that pyroute2 reads and can't write; the others are not to wait.
+            raise HostError(f"{what}: {error}", errno.EINVAL) from error
 
 
 def _devices(message: Mapping[str, Any]) -> set[int]:

@@ -39,7 +39,7 @@ NETWORK_MANAGER: Final = "NetworkManager"
 IFUPDOWN: Final = "ifupdown"
 NETPLAN: Final = "netplan"
 
-_COMMAND_SECONDS: Final = 30
+_COMMAND_SECONDS: Final = 60
 _VOLATILE: Final = Path("run/systemd/network")
 _PROFILES: Final = (
     "etc/NetworkManager/system-connections", "run/NetworkManager/system-connections",

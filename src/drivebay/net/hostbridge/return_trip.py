@@ -29,17 +29,21 @@ _NODAD: Final = 0x02
 def take_back(change: Change, why: str) -> None:
     """Restore, and say why where the next command finds it. Raises: StateError."""
     before = change.before()
-    put_back_files(change.noted().get("written", []))  # of a `confirm` that was broken off
+    written = change.noted().get("written", [])  # by a `confirm` that was broken off
+    put_back_files(written)
     if not change.another_boot(before):
-        put_back(before)
+        put_back(before, generated=bool(written))
     at = time.strftime("%H:%M:%S")
     change.end(
         f"'{before.uplink.name}' was taken out of the bridge '{before.bridge}' again at {at}: {why}"
     )
 
 
-def put_back(before: Before) -> None:
-    """The old state, from whatever state there is. Raises: StateError."""
+def put_back(before: Before, *, generated: bool) -> None:
+    """The old state, from whatever state there is; ``generated`` files are made anew, too.
+
+    Raises: StateError.
+    """
     bridge, uplink = before.bridge, before.uplink.name
     clients = [Client(**each) for each in before.clients]
     manager = Manager(**before.manager)
@@ -49,7 +53,7 @@ def put_back(before: Before) -> None:
         with contextlib.suppress(StateError):  # whatever fails now is tried again, and counts then
             back()
         for step in (
-            partial(generate, manager),
+            *([partial(generate, manager)] if generated else []),
             partial(take_again, manager, uplink, bridge),
             partial(move_clients, bridge, uplink, clients),
             partial(keep, back) if clients or manager.daemon else back,
@@ -104,7 +108,7 @@ def undo_confirmed(change: Change, uplink: str) -> None:
     with Kernel() as kernel:
         now = as_it_is_now(kernel, before)
     put_back_files(change.written_when_confirmed(uplink))
-    put_back(now)
+    put_back(now, generated=True)
     change.forget(uplink)
 
 

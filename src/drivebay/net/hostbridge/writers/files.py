@@ -44,7 +44,9 @@ def write_files(files: Sequence[NewFile], note: Callable[[list[dict[str, Any]]],
     noted: list[dict[str, Any]] = []
     try:
         for file in files:
-            noted.append({"path": str(file.path), "new": not os.path.lexists(file.path)})
+            new = not os.path.lexists(file.path)
+            folder = not file.path.parent.exists()
+            noted.append({"path": str(file.path), "new": new, "new_folder": folder})
             note(noted)
             _write(file)
     except HostError:
@@ -88,6 +90,9 @@ def put_back_files(noted: Sequence[dict[str, Any]]) -> None:
                 kept.replace(path)
             elif entry["new"] and os.path.lexists(path):
                 path.unlink()
+            if entry["new_folder"]:
+                with contextlib.suppress(OSError):  # somebody has put a file of his own there
+                    path.parent.rmdir()
         except OSError as error:
             failed = failed or refusal("can't put back", path, error)
     if failed is not None:
