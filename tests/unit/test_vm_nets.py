@@ -178,6 +178,16 @@ def test_places_are_kept_and_given_back_when_a_step_fails(world: World, networks
     assert members.users(networks, "lan") == ["web"]
 
 
+def test_a_start_gives_back_what_the_vm_had_while_it_ran(world: World, networks: Networks) -> None:
+    (net,) = chosen(world, LAN)
+    plan = Plan()
+    plan_places(plan, "web", [net, replace(LAN, network="lab", mac="52:54:00:00:00:09")])
+    plan.run()
+    with ExitStack() as stack:
+        joining.join(world.vm("web"), Inherited(stack), stack)  # type: ignore[arg-type]
+    assert members.users(networks, "lan") == members.users(networks, "lab") == []
+
+
 # ---- scripts ------------------------------------------------------------------------------------
 
 

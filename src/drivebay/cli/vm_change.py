@@ -61,8 +61,8 @@ def change(found: argparse.Namespace) -> int:
         if spec.nets != vm.spec.nets:
             plan_places(plan, vm.name, spec.nets)
         plan.add(f"change vm.toml of VM '{vm.name}'", lambda: vms.save(vm, spec))
-        if spec.nets != vm.spec.nets:
-            plan_leaving(plan, vm.name, spec.nets)
+        if spec.nets != vm.spec.nets and run.running(vm) is None:
+            plan_leaving(plan, vm.name, spec.nets)  # of one that runs, its next start does it
         if not carry_out(plan, found):
             return DONE
         vm = vms.load(found.name)

@@ -94,6 +94,7 @@ def join(vm: Vm, descriptors: Descriptors, stack: ExitStack) -> dict[str, OpenTa
 
     Raises: DrivebayError of many kinds.
     """
+    _give_back(vm)
     found = {}
     for index, net in enumerate(vm.spec.nets):
         if net.kind == "user":
@@ -103,6 +104,17 @@ def join(vm: Vm, descriptors: Descriptors, stack: ExitStack) -> dict[str, OpenTa
             descriptors.inherit(descriptor)
         found[net.mac] = OpenTap(tap.descriptors, tap.vhost)
     return found
+
+
+def _give_back(vm: Vm) -> None:
+    """The places of interfaces that it has no more, but had while it ran."""
+    if os.geteuid() != 0:
+        return
+    from drivebay.net.members import give_back
+    from drivebay.net.store import Networks
+
+    kept = [(net.network, net.mac) for net in vm.spec.nets if net.network is not None]
+    give_back(Networks(), vm.name, kept)
 
 
 def _open(vm: Vm, net: NetSpec, index: int, stack: ExitStack) -> Tap:
