@@ -58,8 +58,8 @@ class Guests:
         self._kernel = kernel
         self._consoles: dict[str, pexpect.spawn[str]] = {}
 
-    def make(self, name: str, *words: str) -> None:
-        self.bay.ok("vm", "create", name, *self._kernel, *words)
+    def make(self, name: str, *words: str) -> str:
+        return self.bay.ok("vm", "create", name, *self._kernel, *words)
 
     def console(self, name: str) -> pexpect.spawn[str]:
         if name not in self._consoles:
@@ -137,9 +137,10 @@ def _lay_out(guests: Guests) -> None:
     for path in (script, down):
         path.chmod(0o755)
     guests.make("a", "--cpus", "2", "--net", "lan", "--net", "office")
-    guests.make("b", "--cpus", "1", "--net", "lan,address=192.168.150.77/24", "--net",
+    said = guests.make("b", "--cpus", "1", "--net", "lan,address=192.168.150.77/24", "--net",
                 f"user,restrict=on,net=192.168.76.0/24,hostfwd=tcp::{PORT + 1}-:7000",
                 "--net", f"tap,ifname=tap7,script={script},downscript={down}")  # fmt: skip
+    assert "address   192.168.150.77 in network 'lan'" in said
     for name in ("a", "b"):
         bay.ok("vm", "start", name)
 

@@ -15,7 +15,8 @@ import pytest
 
 from drivebay.disks.plan import Plan
 from drivebay.errors import NotFound, StateError, UsageError
-from drivebay.net import members, neighbours, scripts, taps
+from drivebay.host import machine
+from drivebay.net import bridge_helper, members, neighbours, scripts, taps
 from drivebay.net.model import Network
 from drivebay.net.store import Networks
 from drivebay.net.taps import Tap
@@ -129,6 +130,18 @@ def test_what_an_interface_can_not_join(
         chosen(world, NetSpec("tap", "", ifname="tap1", script="/nonexistent"))
 
 
+def test_doctor_says_what_an_interface_can_not_join(world: World, networks: Networks) -> None:
+    tap = NetSpec("tap", MAC, ifname="tap1", script="/nonexistent/up")
+    vm = world.vm(
+        "web",
+        nets=(replace(USER, mac="52:54:00:00:00:03"), replace(LAN, mac="52:54:00:00:00:02"), tap),
+    )
+    good, bad = machine._check_nets(vm)
+    assert (good.level, good.what) == ("ok", "its interface can join network 'lan'")
+    assert (bad.level, bad.subject) == ("problem", "networks")
+    assert "there is no script '/nonexistent/up'" in bad.what
+
+
 def test_a_plain_user_joins_what_root_has_allowed(
     world: World, networks: Networks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -186,6 +199,21 @@ def test_a_start_gives_back_what_the_vm_had_while_it_ran(world: World, networks:
     with ExitStack() as stack:
         joining.join(world.vm("web"), Inherited(stack), stack)  # type: ignore[arg-type]
     assert members.users(networks, "lan") == members.users(networks, "lab") == []
+
+
+def test_a_plain_users_tap_comes_from_the_helper(
+    world: World, networks: Networks, host: Host, descriptors: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def helper(bridge: str) -> Tap:
+        asked.append(bridge)
+        return Tap("tap0", (os.open("/dev/null", os.O_RDONLY),))
+
+    monkeypatch.setattr(bridge_helper, "tap_by_helper", helper)
+    monkeypatch.setattr(os, "geteuid", lambda: 65534)
+    joined(world.vm("web", nets=(NetSpec("bridge", MAC, bridge="br0"),)))
+    assert asked == ["br0"]
 
 
 # ---- scripts ------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ from drivebay.vm.creation import (
 from drivebay.vm.disks import SHARING_WARNING
 from drivebay.vm.images.store import Image, Images
 from drivebay.vm.qemu import find_qemu
-from drivebay.vm.spec import Boot, CloudInit
+from drivebay.vm.spec import Boot, CloudInit, NetSpec
 from drivebay.vm.store import Vms
 
 __all__ = ["create", "read_wish"]
@@ -191,6 +191,9 @@ def _say(vms: Vms, creation: Creation, found: argparse.Namespace) -> None:
         print_json(as_json(vms.load(spec.name)))
         return
     print(f"VM '{spec.name}' is made")
+    for net in spec.nets:
+        for address in _kept(net):
+            print(f"  address   {address} in network '{net.network}'")
     print(f"  start it  drivebay vm start {spec.name} --wait")
     if spec.nets:
         from drivebay.vm.ssh import ssh_command
@@ -200,3 +203,12 @@ def _say(vms: Vms, creation: Creation, found: argparse.Namespace) -> None:
         except DrivebayError:
             return
         print(f"  log in    drivebay vm ssh {spec.name}\n            {line}")
+
+
+def _kept(net: NetSpec) -> list[str]:
+    """What a named network keeps for an interface."""
+    if net.network is None:
+        return []
+    from drivebay.vm.reaching import addresses
+
+    return [each.text for each in addresses(net) if each.source in ("static", "kept")]

@@ -18,6 +18,7 @@ from drivebay.host.resources import available_memory, memory_finding
 from drivebay.host.storage import look
 from drivebay.vm import run
 from drivebay.vm.disks import check_writers
+from drivebay.vm.joining import check_joins
 from drivebay.vm.lifecycle import check_able, check_cd, check_image
 from drivebay.vm.qemu import find_qemu
 from drivebay.vm.stillness import refuse_half_reverted
@@ -50,6 +51,7 @@ def check_machine(vms: Vms, name: str, named_socket: str | None) -> Iterator[Fin
     if found is None:
         yield memory_finding(vm, available_memory())
         yield from _check_ports(vm)
+        yield from _check_nets(vm)
     else:
         yield from _check_running(vm, found)
 
@@ -155,6 +157,20 @@ def _check_ports(vm: Vm) -> Iterator[Finding]:
         else:
             what = f"port {port} can't be used: {os.strerror(problem)}"
             yield Finding("problem", "ports", what, mend)
+
+
+def _check_nets(vm: Vm) -> Iterator[Finding]:
+    """Each network and bridge is there, and may be joined; scripts can be run."""
+    for net in vm.spec.nets:
+        if net.kind == "user":
+            continue
+        joins = net.network or net.bridge or net.ifname
+        try:
+            check_joins((net,))
+        except DrivebayError as error:
+            yield failed("networks", error)
+        else:
+            yield Finding("ok", "networks", f"its interface can join {net.kind} '{joins}'")
 
 
 def _port_problem(protocol: str, address: str, port: int) -> int | None:
