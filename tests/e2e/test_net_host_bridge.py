@@ -49,7 +49,7 @@ def test_unconfirmed_it_goes_back_by_itself_and_an_open_connection_never_ends(
     )  # fmt: skip
     assert login.wait(60) == 0
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(login.pid, signal.SIGHUP)
+        os.killpg(login.pid, signal.SIGKILL)
     assert busy.addresses("br0") == ALL
     assert busy.addresses("eno1") == []
     assert "iif br0 lookup 77" in busy.bay.ip(busy.bay.host, "rule")
@@ -75,7 +75,9 @@ def test_another_login_confirms_and_undoes(busy: HostUplink) -> None:
     busy.command("apply", "eno1", "--yes")
     guardian = busy.guardian()
     assert "is of 'eno1', and not of 'eth7'" in busy.refused("confirm", "eth7", code=2)
-    busy.command("confirm", "eno1")
+    done = busy.run("confirm", "eno1")
+    assert "nobody that we know configures 'eno1'" in done.stderr
+    assert "10.9.0.3/24, " in done.stderr, "what a person has to write"
     assert not _alive(guardian)
     assert busy.addresses("br0") == ALL
     busy.command("undo", "eno1")

@@ -13,7 +13,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,9 +21,10 @@ from typing import Any, Final
 from drivebay.errors import DrivebayError, StateError
 from drivebay.system.processes import start_ticks
 
-__all__ = ["Client", "find_clients", "keep", "move_clients", "namespace"]
+__all__ = ["Client", "dhcpcd_serves", "find_clients", "keep", "move_clients", "namespace"]
 
-_KNOWN: Final = ("dhclient", "udhcpc", "dhcpcd")
+_KNOWN: Final = ("dhclient", "udhcpc")
+_OPTIONS: Final = ("", "-i", "--interface=")  # how an interface is told
 _BUSYBOX: Final = "busybox"
 _END_SECONDS: Final = 5.0
 # A client (udhcpc, networkd) begins by emptying its interface, and has its answer by then.
@@ -41,36 +42,48 @@ class Client:
 
     def on(self, old: str, new: str) -> Client:
         """The same client for another interface."""
-        return Client(
-            self.kind, 0, self.program, [new if word == old else word for word in self.words]
-        )
+        spelled = {f"{option}{old}": f"{option}{new}" for option in _OPTIONS}
+        words = [spelled.get(word, word) for word in self.words]
+        return Client(self.kind, 0, self.program, words)
+
+    def serves(self, interface: str) -> bool:
+        """Whether it was told this interface."""
+        return bool({f"{option}{interface}" for option in _OPTIONS} & set(self.words[1:]))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def find_clients(interface: str) -> list[Client]:
-    """The clients that name this interface, in our network namespace."""
-    ours = namespace("self")
-    found = []
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit() or namespace(entry.name) != ours:
+    """The clients that were told this interface, in our network namespace."""
+    found = (read_client(process) for process in _processes())
+    return [client for client in found if client is not None and client.serves(interface)]
+
+
+def dhcpcd_serves(interface: str, devices: Collection[str]) -> bool:
+    """Whether a dhcpcd looks after this one: it names it, or none of the ``devices``.
+
+    It writes what it does over its own command line, so it can't be started again by that.
+    """
+    for process in _processes():
+        try:
+            if process.joinpath("comm").read_text().strip() != "dhcpcd":
+                continue
+            text = process.joinpath("cmdline").read_bytes().decode(errors="replace")
+        except OSError:
             continue
-        client = _client(entry)
-        if client is not None and interface in client.words[1:]:
-            found.append(client)
-    return found
+        words = set(re.split(r"[\0\s]+", text))
+        if interface in words or not words & set(devices):
+            return True
+    return False
 
 
-def serves_all(interface: str) -> bool:
-    """Whether a dhcpcd that was told no interface looks after this one, too."""
+def _processes() -> Iterator[Path]:
+    """Those in our network namespace."""
     ours = namespace("self")
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and namespace(entry.name) == ours:
-            client = _client(entry)
-            if client is not None and client.kind == "dhcpcd" and interface not in client.words:
-                return True
-    return False
+            yield entry
 
 
 def namespace(pid: str) -> str | None:
@@ -81,14 +94,15 @@ def namespace(pid: str) -> str | None:
         return None
 
 
-def _client(process: Path) -> Client | None:
+def read_client(process: Path) -> Client | None:
+    """What a folder of /proc is about, if it is a DHCP client."""
     try:
         words = process.joinpath("cmdline").read_bytes().decode(errors="surrogateescape")
         program = str(process.joinpath("exe").readlink())
     except OSError:
         return None
     split = words.rstrip("\0").split("\0")
-    name = Path(split[0]).name.rstrip(":")
+    name = Path(split[0]).name
     if name == _BUSYBOX and len(split) > 1:
         name = split[1]
     if name not in _KNOWN or start_ticks(int(process.name)) is None:

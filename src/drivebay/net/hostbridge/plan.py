@@ -64,11 +64,11 @@ def look(kernel: Kernel, uplink: str, bridge: str) -> HostPlan:
     before = read_uplink(kernel, uplink, bridge)
     _check_routes(before)
     found = clients.find_clients(uplink)
-    if clients.serves_all(uplink):
+    devices = {str(attribute(each, "IFLA_IFNAME")) for each in kernel.links()}
+    if clients.dhcpcd_serves(uplink, devices):
         raise InUse(
-            f"dhcpcd looks after all interfaces of this host, and would give '{uplink}' its "
-            "address again",
-            hint=f"start it with the names of its interfaces: dhcpcd {uplink}",
+            f"dhcpcd looks after '{uplink}', and can't be moved along",
+            hint=f"put 'denyinterfaces {uplink}' into /etc/dhcpcd.conf, and use dhclient",
         )
     manager = _manager_of(before)
     before = replace(before, clients=[each.to_json() for each in found], manager=manager.to_json())
