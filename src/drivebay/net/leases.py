@@ -22,7 +22,8 @@ from drivebay.errors import StateError
 from drivebay.net.journal import Journal
 from drivebay.net.model import Network
 from drivebay.net.programs import find_program
-from drivebay.net.store import Networks, write_public
+from drivebay.net.store import Networks
+from drivebay.system.files import write_public
 from drivebay.system.processes import start, start_ticks
 
 __all__ = [

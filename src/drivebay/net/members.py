@@ -17,8 +17,8 @@ from typing import Any, Final
 from drivebay.errors import AlreadyExists, DrivebayError, StateError, UsageError
 from drivebay.net.leases import Host, tell_hosts
 from drivebay.net.model import Network
-from drivebay.net.store import Networks, write_public
-from drivebay.system.files import refusal
+from drivebay.net.store import Networks
+from drivebay.system.files import refusal, write_public
 
 __all__ = ["Member", "give_back", "hosts_of", "keep", "read_members", "users"]
 

@@ -20,10 +20,10 @@ from typing import Final
 from drivebay.disks.places import data_folder
 from drivebay.errors import AlreadyExists, DrivebayError, InUse, NotFound, StateError
 from drivebay.net.model import Network, check_network_name, read_network, write_network
-from drivebay.system.files import refusal
+from drivebay.system.files import refusal, write_public
 from drivebay.system.locks import held
 
-__all__ = ["Networks", "require_root", "write_public"]
+__all__ = ["Networks", "require_root"]
 
 ROOTS: Final = Path("/var/lib/drivebay/networks")
 _FILE: Final = "network.toml"
@@ -158,22 +158,6 @@ def require_root(command: str) -> None:
             "only root makes and changes networks, since they are the host's",
             hint=f"sudo drivebay {command}",
         )
-
-
-def write_public(path: Path, data: bytes) -> None:
-    """Write a file that everybody may read, at once. Raises: HostError."""
-    fresh = path.with_name(f".{path.name}.new")
-    try:
-        with fresh.open("wb") as file:
-            os.fchmod(file.fileno(), 0o644)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        fresh.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            fresh.unlink()
-        raise refusal("can't write", path, error) from error
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Files of one owner, written at once or not at all, and what is said when the system refuses.
+"""Files written at once or not at all, and what is said when the system refuses.
 
 Context: any.
 """
@@ -12,16 +12,30 @@ from pathlib import Path
 
 from drivebay.errors import HostError
 
-__all__ = ["refusal", "write_private"]
+__all__ = ["refusal", "write_at_once", "write_private", "write_public"]
 
 
 def write_private(path: Path, data: bytes) -> None:
     """Write a file that only its owner may read, at once. Raises: HostError."""
+    write_at_once(path, data, 0o600)
+
+
+def write_public(path: Path, data: bytes) -> None:
+    """Write a file that everybody may read, at once. Raises: HostError."""
+    write_at_once(path, data, 0o644)
+
+
+def write_at_once(path: Path, data: bytes, mode: int) -> None:
+    """Write a file: who reads it, also after a power cut, finds the old or the new content.
+
+    Raises: HostError.
+    """
     fresh = path.with_name(f".{path.name}.new")
     try:
         descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
+            os.fchmod(descriptor, mode)
             file.flush()
             os.fsync(descriptor)
         fresh.replace(path)

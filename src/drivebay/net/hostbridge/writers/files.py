@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from drivebay.errors import HostError
-from drivebay.system.files import refusal
+from drivebay.system.files import refusal, write_at_once
 
 __all__ = ["NewFile", "kept_beside", "put_back_files", "write_files"]
 
@@ -57,7 +57,6 @@ def write_files(files: Sequence[NewFile], note: Callable[[list[dict[str, Any]]],
 
 def _write(file: NewFile) -> None:
     path, kept = file.path, kept_beside(file.path)
-    fresh = path.with_name(f".{path.name}.drivebay-new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists() and not kept.exists():
@@ -65,18 +64,10 @@ def _write(file: NewFile) -> None:
         if file.text is None:
             path.unlink(missing_ok=True)
             return
-        descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "w", encoding="utf-8") as output:
-            output.write(file.text)
-            mode = path.stat().st_mode & 0o777 if path.exists() else file.mode
-            os.fchmod(descriptor, mode)
-            output.flush()
-            os.fsync(descriptor)
-        fresh.replace(path)
+        mode = path.stat().st_mode & 0o777 if path.exists() else file.mode
     except OSError as error:
-        with contextlib.suppress(OSError):
-            fresh.unlink()
         raise refusal("can't write", path, error) from error
+    write_at_once(path, file.text.encode(), mode)
 
 
 def put_back_files(noted: Sequence[dict[str, Any]]) -> None:
