@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ CLONES = ("copy-1", "copy-2")
 
 @pytest.fixture(scope="module")
 def debian(vm_bay: VmBay, debian_image: Path) -> VmBay:
-    """A VM 'web' with a static address, made of an imported image and started in one line."""
+    """A VM 'web', one of whose addresses is static, of an imported image, started in one line."""
     vm_bay.ok("image", "import", str(debian_image), "--name", "debian", "--format", "raw")
     key = vm_bay.folder / "own"
     subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
@@ -38,9 +39,14 @@ def debian(vm_bay: VmBay, debian_image: Path) -> VmBay:
     work = vm_bay.folder / "work"
     work.mkdir()
     shares = [word for share in (*SHARES, str(work)) for word in ("--share", share)]
+    with contextlib.ExitStack() as stack:
+        free = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(2)]
+        ports = [server.getsockname()[1] for server in free]
+    first = f"user,hostfwd=tcp::{ports[0]}-:22"
+    second = f"user,subnet=10.0.4.0/24,address=10.0.4.50/24,hostfwd=tcp::{ports[1]}-10.0.4.50:22"
     vm_bay.vm(
         "create", "web", "--image", "debian", "--disk", "3G", "--memory", "768M", "--cpus", "1",
-        "--address", "10.0.2.50/24", "--user", "joe", "--ssh-key", f"{key}.pub", *shares,
+        "--net", first, "--net", second, "--user", "joe", "--ssh-key", f"{key}.pub", *shares,
         "--start",
     )  # fmt: skip
     vm_bay.vm("wait", "web", "--for", "ssh", "--timeout", BOOT_SECONDS)
@@ -49,10 +55,12 @@ def debian(vm_bay: VmBay, debian_image: Path) -> VmBay:
 
 def test_the_key_logs_in_and_the_address_is_static(debian: VmBay) -> None:
     assert debian.ssh("web", "id -un; hostname") == "joe\nweb\n"
-    assert "10.0.2.50/24" in debian.ssh("web", "ip -brief address")
-    assert "default via 10.0.2.2" in debian.ssh("web", "ip route")
-    assert "10.0.2.50 (static)" in debian.vm("info", "web")
-    key, forward = debian.folder / "own", debian.info("web")["nets"][0]["forward"][0]
+    addresses = debian.ssh("web", "ip -brief -4 address")
+    assert re.search(r"^enp0s3 +UP +10\.0\.2\.15/24", addresses, re.MULTILINE), addresses
+    assert re.search(r"^enp0s4 +UP +10\.0\.4\.50/24", addresses, re.MULTILINE), addresses
+    assert "via 10.0.2.2 dev enp0s3" in debian.ssh("web", "ip route get 192.0.2.1")
+    assert "10.0.4.50 (static)" in debian.vm("info", "web")
+    key, forward = debian.folder / "own", debian.info("web")["nets"][1]["forward"][0]
     done = subprocess.run(
         ["ssh", "-i", key, "-p", forward.split(":")[1], "-o", "IdentitiesOnly=yes",
          "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
@@ -226,6 +234,50 @@ def test_deleted_clones_leave_the_original_as_it_was(debian: VmBay, clones: str)
     assert debian.ssh("web", "cat /etc/both /etc/later") == "both\nlater\n"
 
 
+# ---- a host in the guest, whose uplink moves into a bridge --------------------------------------
+
+
+HOST_BRIDGE = "sudo PYTHONPATH=/mnt/code:/mnt/libs python3 -B -m drivebay net host-bridge"
+SHOW = "ip -brief -4 address; ip -4 route; ip -4 rule; networkctl list --no-legend; resolvectl dns"
+
+
+def network_of_host(debian: VmBay) -> str:
+    """The guest's network, once networkd is done with it."""
+    busy = 'networkctl list --no-legend | grep -Eq "routable +configuring"'
+    wait = f"timeout 60 sh -c 'while {busy}; do sleep 1; done'"
+    return re.sub(r" +", " ", debian.ssh("web", f"{wait}; {SHOW}", timeout_s=300))
+
+
+def test_a_move_that_is_not_confirmed_leaves_the_host_as_it_was(debian: VmBay) -> None:
+    before = network_of_host(debian)
+    plan = debian.ssh("web", f"{HOST_BRIDGE} plan enp0s3", timeout_s=300)
+    assert "configured by netplan" in plan
+    assert "address 10.0.2.15/24" in plan
+    # This very login goes on while its address moves, and so does the one after it.
+    debian.ssh("web", f"{HOST_BRIDGE} apply enp0s3 --yes --seconds 10", timeout_s=300)
+    gone = "! ip link show br0 2>/dev/null"
+    debian.ssh("web", f"timeout 200 sh -c 'until {gone}; do sleep 1; done'", timeout_s=300)
+    assert network_of_host(debian) == before
+    assert debian.ssh("web", "ls /run/systemd/network | grep drivebay || true") == ""
+
+
+def test_another_login_confirms_a_move(debian: VmBay) -> None:
+    debian.ssh("web", f"{HOST_BRIDGE} apply enp0s3 --yes --seconds 300", timeout_s=300)
+    said = debian.ssh("web", f"{HOST_BRIDGE} confirm enp0s3", timeout_s=300)
+    assert "written: /etc/netplan/50-cloud-init.yaml" in said
+    assert "written: /etc/cloud/cloud.cfg.d/99-drivebay-network.cfg" in said
+    check_bridge(network_of_host(debian))
+
+
+def check_bridge(text: str) -> None:
+    assert re.search(r"^br0 UP 10.0.2.15/24", text, re.MULTILINE), text
+    assert "enp0s3 UP" not in text, "it has no address"
+    assert re.search(r"^enp0s4 UP 10.0.4.50/24", text, re.MULTILINE), text
+    assert "default via 10.0.2.2 dev br0" in text
+    assert re.search(r"br0 bridge routable configured", text), text
+    assert re.search(r"\(br0\): 10.0.2.3", text), "its name server"
+
+
 # ---- a host of VMs in the guest -----------------------------------------------------------------
 
 
@@ -262,3 +314,18 @@ def test_a_unit_brings_vms_back_outlives_its_target_and_stops_in_order(
     at = log.index("VM 'inner' is off")
     assert "the target has ended" not in log[:at], "disks are there as long as a VM is"
     assert "the target has ended" in log[at:]
+
+
+def test_after_a_boot_the_bridge_is_there_and_undo_puts_all_back(debian: VmBay) -> None:
+    debian.vm("start", "web")
+    debian.vm("wait", "web", "--for", "ssh", "--timeout", BOOT_SECONDS)
+    check_bridge(network_of_host(debian))
+    debian.ssh("web", f"{HOST_BRIDGE} undo enp0s3", timeout_s=300)
+    text = network_of_host(debian)
+    assert re.search(r"^enp0s3 UP 10.0.2.15/24", text, re.MULTILINE), text
+    assert "br0" not in text
+    files = debian.ssh("web", "sudo sh -c 'cat /etc/netplan/*; find /etc/systemd/network "
+                              "/etc/cloud/cloud.cfg.d'")  # fmt: skip
+    assert "dhcp4: true" in files
+    assert "bridges" not in files
+    assert not re.search(r"99-drivebay|10-netplan-br0", files)

@@ -79,6 +79,24 @@ def test_a_guardian_is_known_by_pid_and_start(change: Change) -> None:
     assert change.guarded() is None
 
 
+def test_the_seconds_count_from_the_end_of_the_moves(
+    change: Change, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("drivebay.net.hostbridge.change.boot_seconds", lambda: now)
+    change.begin(before())
+    change.guard(30)
+    now += 40
+    assert change.guarded() == 30
+    change.note_moved()
+    now += 20
+    assert change.guarded() == 10
+    now += 20
+    assert change.guarded() == 0
+    change.begin(before())
+    assert change.guarded() == 30
+
+
 def test_after_a_boot_nothing_is_restored_because_all_is(change: Change) -> None:
     change.begin(dataclasses.replace(before(), boot="another"))
     take_back(change, "undo")

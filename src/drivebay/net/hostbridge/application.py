@@ -9,7 +9,7 @@ import signal
 from functools import partial
 
 from drivebay.net.hostbridge import guardian
-from drivebay.net.hostbridge.change import MOVED, Change
+from drivebay.net.hostbridge.change import Change
 from drivebay.net.hostbridge.clients import Client, keep, move_clients
 from drivebay.net.hostbridge.kernel import Kernel
 from drivebay.net.hostbridge.managers import Manager, hold_bridge, let_go
@@ -36,7 +36,7 @@ def carry_out(kernel: Kernel, change: Change, plan: HostPlan, seconds: float) ->
         take_back(change, "a step failed")  # should it fail, the guardian tries again
         change.take_message()  # the error says it
         raise
-    change.note(phase=MOVED)
+    change.note_moved()
 
 
 def all_steps(kernel: Kernel, before: Before) -> list[Move]:

@@ -5,7 +5,7 @@ know of each other is in these files:
 
     before.json      what to restore; written first, removed last
     change.json      how far it is, which process is at it, which files `confirm` has written
-    guardian.json    the guardian: pid, start ticks, until when
+    guardian.json    the guardian: pid, start ticks, for how many seconds after the moves
     undone           why the last change was taken back, for the next command to say
     confirmed-IFACE/ before.json and change.json of a confirmed change, for `undo`
 """
@@ -87,7 +87,7 @@ class Change:
     def begin(self, before: Before) -> None:
         """From now on this can be restored, by whoever comes."""
         (self.folder / "undone").unlink(missing_ok=True)
-        self.note(phase=MOVING, pid=os.getpid(), ticks=start_ticks(os.getpid()))
+        self.note(phase=MOVING, pid=os.getpid(), ticks=start_ticks(os.getpid()), moved=None)
         write_private(self.folder / "before.json", before.to_json().encode())
 
     def phase(self) -> str:
@@ -102,6 +102,10 @@ class Change:
             self.folder / "change.json",
             json.dumps({**_read(self.folder / "change.json"), **what}, indent=1).encode(),
         )
+
+    def note_moved(self) -> None:
+        """All is in the bridge: from now on somebody has to confirm it."""
+        self.note(phase=MOVED, moved=boot_seconds())
 
     def broken_off(self) -> bool:
         """Whether the process that was moving things has ended before it was done."""
@@ -136,16 +140,20 @@ class Change:
     def guard(self, seconds: float) -> None:
         """Write down that this process is the guardian."""
         pid = os.getpid()
-        found = {"pid": pid, "ticks": start_ticks(pid), "until": boot_seconds() + seconds}
+        found = {"pid": pid, "ticks": start_ticks(pid), "seconds": seconds}
         write_private(self.folder / "guardian.json", json.dumps(found).encode())
 
     def guarded(self) -> float | None:
-        """The seconds that the guardian still waits; None when there is none."""
+        """The seconds that the guardian still waits, which count from the end of the moves; None
+        when there is no guardian.
+        """
         found = _read(self.folder / "guardian.json")
         pid = found.get("pid")
         if not isinstance(pid, int) or start_ticks(pid) != found.get("ticks"):
             return None
-        return max(0.0, float(found.get("until", 0.0)) - boot_seconds())
+        moved = _read(self.folder / "change.json").get("moved")
+        waited = 0.0 if moved is None else boot_seconds() - float(moved)
+        return max(0.0, float(found.get("seconds", 0.0)) - waited)
 
     def end_guardian(self) -> None:
         """Raises: StateError when it does not end."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from drivebay.errors import DrivebayError, StateError
-from drivebay.net.hostbridge.change import CONFIRMING, Change
+from drivebay.net.hostbridge.change import CONFIRMING, MOVING, Change
 from drivebay.net.hostbridge.kernel import Kernel
 from drivebay.net.hostbridge.return_trip import take_back
 from drivebay.net.hostbridge.state import boot_seconds
@@ -25,6 +25,7 @@ __all__ = ["main", "start"]
 
 LOG: Final = "guardian.log"
 _LOOK_EVERY_S: Final = 0.2
+_MOVING_SECONDS: Final = 60.0  # they take milliseconds, and in an emulated host seconds
 _START_SECONDS: Final = 60.0
 _AGAIN_SECONDS: Final = 5.0
 _TRIES: Final = 100
@@ -61,12 +62,9 @@ def main(folder: str, seconds: str) -> None:
     with Kernel():  # all that restoring needs is read from the disk now
         pass
     change.guard(float(seconds))
-    until = boot_seconds() + float(seconds)
-    while boot_seconds() < until and not change.broken_off():
-        time.sleep(_LOOK_EVERY_S)
-        if not change.waits():
-            return
-    why = "its command was broken off" if change.broken_off() else "nobody confirmed it in time"
+    why = _wait(change)
+    if why is None:
+        return
     for _ in range(_TRIES):
         try:
             change.end_mover()
@@ -77,6 +75,21 @@ def main(folder: str, seconds: str) -> None:
         except DrivebayError as error:
             print(f"{error}; trying again", flush=True)
             time.sleep(_AGAIN_SECONDS)
+
+
+def _wait(change: Change) -> str | None:
+    """Until the change has to be taken back: returns why; None when it is confirmed or undone."""
+    moving_until = boot_seconds() + _MOVING_SECONDS
+    while True:
+        time.sleep(_LOOK_EVERY_S)
+        if not change.waits():
+            return None
+        if change.broken_off():
+            return "its command was broken off"
+        if change.phase() == MOVING and boot_seconds() > moving_until:
+            return f"its moves were not done after {_MOVING_SECONDS:.0f} seconds"
+        if change.guarded() == 0:
+            return "nobody confirmed it in time"
 
 
 if __name__ == "__main__":
