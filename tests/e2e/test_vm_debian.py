@@ -250,11 +250,9 @@ def network_of_host(debian: VmBay) -> str:
 
 def test_a_move_that_is_not_confirmed_leaves_the_host_as_it_was(debian: VmBay) -> None:
     before = network_of_host(debian)
-    plan = debian.ssh("web", f"{HOST_BRIDGE} plan enp0s3", timeout_s=300)
-    assert "configured by netplan" in plan
-    assert "address 10.0.2.15/24" in plan
     # This very login goes on while its address moves, and so does the one after it.
-    debian.ssh("web", f"{HOST_BRIDGE} apply enp0s3 --yes --seconds 10", timeout_s=300)
+    said = debian.ssh("web", f"{HOST_BRIDGE} apply enp0s3 --yes --seconds 10", timeout_s=300)
+    assert "'enp0s3' is in the bridge 'br0'" in said
     gone = "! ip link show br0 2>/dev/null"
     debian.ssh("web", f"timeout 200 sh -c 'until {gone}; do sleep 1; done'", timeout_s=300)
     assert network_of_host(debian) == before
