@@ -215,6 +215,10 @@ def make_environment(flavour: Flavour) -> str:
         say(f"virtual environment in {flavour.venv.name}, with the packages of {first.venv.name}")
         run([sys.executable, "-m", "venv", "--clear", "--without-pip", flavour.venv])
         (packages_of(flavour.venv) / "packages.pth").write_text(f"{packages_of(first.venv)}\n")
+        for program in (first.venv / "bin").iterdir():
+            link = flavour.venv / "bin" / program.name
+            if program.name != "drivebay" and not os.path.lexists(link):
+                link.symlink_to(program)
     stamp.write_text(identity)
     return identity
 
@@ -233,8 +237,7 @@ def install(flavour: Flavour, environment: str) -> None:
     say(f"building drivebay in {flavour.build_dir}, installing into {flavour.venv.name}{first}")
     stamp.unlink(missing_ok=True)
     # The build finds meson and ninja on PATH, and no other interpreter's.
-    tools = [str(venv / "bin") for venv in (flavour.venv, FLAVOURS["release"].venv)]
-    env = dict(os.environ, PATH=":".join([*tools, os.environ["PATH"]]))
+    env = dict(os.environ, PATH=f"{flavour.venv / 'bin'}:{os.environ['PATH']}")
     command: list[str | Path] = [flavour.venv / "bin" / "python", "-m", "pip"]
     command += ["--disable-pip-version-check", "install", "--no-build-isolation", "--no-deps"]
     command += ["--no-index", f"-Cbuild-dir={flavour.build_dir}", *flavour.pip_options, "."]
