@@ -20,7 +20,8 @@ from drivebay.net.hostbridge.clients import Client
 from drivebay.net.hostbridge.confirmation import confirm
 from drivebay.net.hostbridge.managers import Manager
 from drivebay.net.hostbridge.return_trip import take_back
-from drivebay.net.hostbridge.state import Before, LinkState, boot_id, boot_seconds
+from drivebay.net.hostbridge.state import Before, LinkState, boot_seconds
+from drivebay.system.processes import boot_id
 
 UPLINK = LinkState("eno1", 2, "52:54:00:12:34:56", 1500, True)
 

@@ -14,11 +14,11 @@ from typing import Final
 
 from drivebay.net.store import Networks
 from drivebay.system.files import refusal, write_private
+from drivebay.system.processes import boot_id
 
 __all__ = ["is_on", "turn_back", "turn_on"]
 
 _SWITCH: Final = Path("/proc/sys/net/ipv4/ip_forward")
-_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 _FILE: Final = "forwarding.json"
 
 
@@ -33,7 +33,7 @@ def is_on() -> bool:
 def turn_on(networks: Networks) -> None:
     """Let the host pass packets on, and remember that it was we. Raises: HostError."""
     if not is_on():
-        note = json.dumps({"before": "0", "boot": _BOOT.read_text().strip()})
+        note = json.dumps({"before": "0", "boot": boot_id()})
         write_private(networks.folder / _FILE, note.encode())
         _write("1")
 
@@ -56,7 +56,7 @@ def turns_back(networks: Networks, without: str) -> bool:
         return False
     try:
         note = json.loads((networks.folder / _FILE).read_text())
-        return bool(note["boot"] == _BOOT.read_text().strip())
+        return bool(note["boot"] == boot_id())
     except (OSError, ValueError, TypeError, KeyError):
         return False  # it was on before us
 

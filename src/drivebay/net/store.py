@@ -11,14 +11,14 @@ import errno
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from drivebay.disks.places import data_folder
-from drivebay.errors import AlreadyExists, DrivebayError, InUse, NotFound, StateError
+from drivebay.errors import AlreadyExists, DrivebayError, NotFound, StateError
 from drivebay.net.model import Network, check_network_name, read_network, write_network
 from drivebay.system.files import refusal, write_public
 from drivebay.system.locks import held
@@ -29,7 +29,6 @@ ROOTS: Final = Path("/var/lib/drivebay/networks")
 _FILE: Final = "network.toml"
 _NEW, _GONE = ".new-", ".gone-"
 LOCK_SECONDS: Final = 60.0
-_LOOK_EVERY_S: Final = 0.05
 
 
 class Networks:
@@ -160,20 +159,9 @@ def require_root(command: str) -> None:
         )
 
 
-@contextlib.contextmanager
-def _waited_for(path: Path, what: str) -> Iterator[None]:
+def _waited_for(path: Path, what: str) -> AbstractContextManager[None]:
     """Hold a lock; several VMs that start beside each other come here one after the other."""
-    until = time.monotonic() + LOCK_SECONDS
-    with contextlib.ExitStack() as stack:
-        while True:
-            try:
-                stack.enter_context(held(path, f"another command has been changing {what}"))
-                break
-            except InUse:
-                if time.monotonic() > until:
-                    raise
-                time.sleep(_LOOK_EVERY_S)
-        yield
+    return held(path, f"another command has been changing {what}", wait_s=LOCK_SECONDS)
 
 
 def _no_such(name: str) -> NotFound:

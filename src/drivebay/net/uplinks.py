@@ -14,7 +14,7 @@ from drivebay.errors import InUse, NotFound, StateError
 from drivebay.net.links import Link, all_links, carried, find_link, set_link
 from drivebay.net.model import Network, bridge_name
 
-__all__ = ["bridge_for", "check_uplink", "take_out"]
+__all__ = ["bridge_for", "check_uplink", "is_wireless", "take_out"]
 
 _SYSFS: Final = Path("/sys/class/net")
 

@@ -14,7 +14,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["GATE", "Child", "Identity", "start", "start_ticks", "stat_fields", "unprivileged"]
+__all__ = [
+    "GATE",
+    "Child",
+    "Identity",
+    "boot_id",
+    "start",
+    "start_ticks",
+    "stat_fields",
+    "unprivileged",
+]
 
 STOP_SECONDS = 10.0
 # A shell that becomes the program as soon as it is told to, and ends when nobody can tell it.
@@ -150,3 +159,8 @@ def start_ticks(pid: int) -> int | None:
     if fields is None or (fields[0] in "ZX" and int(fields[17]) <= 1):
         return None
     return int(fields[19])
+
+
+def boot_id() -> str:
+    """Which start of this host it is (random(4))."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

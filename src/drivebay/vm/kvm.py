@@ -20,13 +20,13 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from drivebay.system.processes import boot_id
 from drivebay.vm.places import cache_folder, remember
 
 __all__ = ["Accelerator", "choose_accelerator", "static_objection"]
 
 PROBE_SECONDS = 2.0
 MEMORY = "accelerator.json"
-BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def choose_accelerator() -> Accelerator:
     objection = static_objection()
     if objection is not None:
         return Accelerator("tcg", objection)
-    key = f"{BOOT_ID.read_text().strip()} uid {os.getuid()}"
+    key = f"{boot_id()} uid {os.getuid()}"
     known = _remembered(key)
     if known is not None:
         return known

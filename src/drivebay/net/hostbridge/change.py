@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from drivebay.disks.places import data_folder
-from drivebay.errors import HostError, InUse, NotFound, StateError
-from drivebay.net.hostbridge.state import Before, boot_id, boot_seconds
+from drivebay.errors import HostError, NotFound, StateError
+from drivebay.net.hostbridge.state import Before, boot_seconds
 from drivebay.system.files import refusal, write_private
 from drivebay.system.locks import held
-from drivebay.system.processes import start_ticks
+from drivebay.system.processes import boot_id, start_ticks
 
 __all__ = ["CONFIRMING", "MOVED", "MOVING", "Change"]
 
@@ -53,23 +53,12 @@ class Change:
             raise refusal("can't make", self.folder, error) from error
 
     @contextlib.contextmanager
-    def locked(self, seconds: float = _LOCK_SECONDS) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
         """One process at a time changes anything. Raises: InUse when that takes too long."""
         self.prepare()
-        deadline = time.monotonic() + seconds
-        while True:
-            with contextlib.ExitStack() as stack:
-                try:
-                    stack.enter_context(
-                        held(self.folder / ".lock", "another command is at the host's uplink")
-                    )
-                except InUse:
-                    if time.monotonic() > deadline:
-                        raise
-                else:
-                    yield
-                    return
-            time.sleep(0.05)
+        busy = "another command is at the host's uplink"
+        with held(self.folder / ".lock", busy, wait_s=_LOCK_SECONDS):
+            yield
 
     # ---- what waits -----------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from drivebay.net.hostbridge import clients
 from drivebay.net.hostbridge.kernel import Entry, Kernel, attribute
 from drivebay.net.hostbridge.managers import Manager, find_manager, name_servers
 from drivebay.net.hostbridge.state import Before, kind_of, read_uplink
+from drivebay.net.uplinks import is_wireless
 
 __all__ = ["HostPlan", "look"]
 
@@ -114,11 +115,6 @@ def _check_uplink(kernel: Kernel, name: str, link: dict[str, Any]) -> None:
                 "which can't be in a bridge then",
                 hint=f"ip link delete {attribute(other, 'IFLA_IFNAME')}",
             )
-
-
-def is_wireless(name: str) -> bool:
-    device = Path("/sys/class/net") / name
-    return (device / "wireless").exists() or (device / "phy80211").exists()
 
 
 def _check_bridge(kernel: Kernel, name: str) -> None:

@@ -18,8 +18,9 @@ from drivebay.net.hostbridge.clients import Client, find_clients, keep, move_cli
 from drivebay.net.hostbridge.kernel import Entry, Kernel, attribute, redirected
 from drivebay.net.hostbridge.managers import Manager, generate, take_again
 from drivebay.net.hostbridge.moves import ours, relabelled, renamed, restore
-from drivebay.net.hostbridge.state import Before, LinkState, boot_id, boot_seconds, read_link
+from drivebay.net.hostbridge.state import Before, LinkState, boot_seconds, read_link
 from drivebay.net.hostbridge.writers.files import put_back_files
+from drivebay.system.processes import boot_id
 
 __all__ = ["take_back", "undo_confirmed"]
 

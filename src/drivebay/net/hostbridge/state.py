@@ -15,8 +15,9 @@ from typing import Any, Final
 
 from drivebay.errors import HostError, UsageError
 from drivebay.net.hostbridge.kernel import Entry, Kernel, attribute, attributes
+from drivebay.system.processes import boot_id
 
-__all__ = ["SETTINGS", "Before", "LinkState", "boot_id", "boot_seconds", "read_link", "read_uplink"]
+__all__ = ["SETTINGS", "Before", "LinkState", "boot_seconds", "read_link", "read_uplink"]
 
 SYSCTL: Final = Path("/proc/sys/net")
 # What of /proc/sys/net/ipv[46]/conf/DEVICE goes with the addresses. addr_gen_mode is not here:
@@ -36,11 +37,6 @@ SETTINGS: Final = (
 ADDR_GEN_MODE: Final = "ipv6/addr_gen_mode"
 _FOREVER: Final = 0xFFFFFFFF
 _UP: Final = 1
-
-
-def boot_id() -> str:
-    """Which start of this host it is."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
 def boot_seconds() -> float:
